@@ -1,0 +1,190 @@
+"""The configuration of a DecodNER model: which decoder scores the spans, and how text becomes entities.
+
+In: keyword arguments or a saved config.json. Out: a validated `DecodNERConfig`.
+Knows nothing of tokenizers, tensors or weights.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from transformers import AutoConfig, PreTrainedConfig
+
+OVERLAPS = ("flat", "nested", "all")
+FLAT_SELECTIONS = ("greedy", "exact")
+PROMPT_DEFAULTS = {
+    "instruction": "Classify the named entity span.",
+    "types_header": "Entity types:",
+    "text_header": "Text:",
+    "span_header": "Span:",
+    "answer_cue": "",
+    "none_label": "None",
+    "chat_template": False,
+}
+
+
+def normalize_labels(labels: Mapping[str, str | None] | Sequence[str]) -> dict[str, str | None]:
+    """Returns `labels` as an ordered mapping from label to description (None where there is none).
+
+    Args:
+        labels: label names in prompt order, or a mapping from name to description.
+
+    Raises:
+        ValueError: no label, a duplicate, an empty name, or a name or description that is not text.
+    """
+    if isinstance(labels, str | bytes) or not isinstance(labels, Mapping | Sequence):
+        raise ValueError(
+            f"labels must be a list of names or a mapping from name to description, not {type(labels).__name__}: "
+            "for a single label pass a list that holds it."
+        )
+    named = dict(labels) if isinstance(labels, Mapping) else dict.fromkeys(labels)
+    if not named:
+        raise ValueError('no labels were given: name at least one entity type, for example ["Person", "Company"].')
+    if len(named) != len(labels):
+        repeated = sorted({str(name) for name in labels if list(labels).count(name) > 1})
+        raise ValueError(f"duplicate labels {repeated}: each label may be named once.")
+    for name, description in named.items():
+        if not isinstance(name, str) or not name.strip():
+            raise ValueError(f"a label must be a non-empty string, not {name!r}.")
+        if description is not None and not isinstance(description, str):
+            raise ValueError(f"the description of label {name!r} must be a string or None, not {description!r}.")
+    return named
+
+
+def check_threshold(value: object, of: str) -> float:
+    """Returns `value` as a float in [0, 1], or raises a ValueError that names what it is the threshold `of`."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value <= 1.0:
+        raise ValueError(f"the threshold of {of} must be a number from 0 to 1, not {value!r}.")
+    return float(value)
+
+
+class DecodNERConfig(PreTrainedConfig):
+    """Configuration of `DecodNERForSpanClassification`.
+
+    Args:
+        text_config: the decoder's own configuration (an object, or its dict with a `model_type`).
+        entity_labels: label names in prompt order (or a mapping from name to description); None where the caller
+            names the labels at inference.
+        label_descriptions: label name -> description, for labels that have one.
+        prompt: parts of the prompt that differ from `PROMPT_DEFAULTS`; saved whole.
+        max_span_words: longest candidate span, in words.
+        threshold: lowest score, in [0, 1], at which a span is reported.
+        label_thresholds: per label, a threshold that replaces `threshold`.
+        temperature: label logits are divided by this before the softmax, > 0.
+        overlap: "flat" (no two entities overlap), "nested" (none cross) or "all".
+        flat_selection: "greedy" (best score first) or "exact" (the best non-overlapping set).
+
+    Raises:
+        ValueError: a value outside its range, or a keyword that neither this class nor transformers knows.
+    """
+
+    model_type: ClassVar[str] = "decodner"
+    sub_configs: ClassVar[dict[str, Any]] = {"text_config": AutoConfig}
+
+    text_config: Any = None
+    entity_labels: Any = None
+    label_descriptions: Any = None
+    prompt: Any = None
+    max_span_words: int = 8
+    threshold: float = 0.5
+    label_thresholds: Any = None
+    temperature: float = 1.0
+    overlap: str = "flat"
+    flat_selection: str = "greedy"
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Completes nested parts and validates every value; see the class docstring."""
+        self._set_text_config()
+        self._set_labels()
+        self._set_prompt()
+        if isinstance(self.max_span_words, bool) or self.max_span_words < 1:
+            raise ValueError(f"max_span_words must be at least 1, not {self.max_span_words!r}.")
+        self.threshold = check_threshold(self.threshold, "the model")
+        self.label_thresholds = {
+            str(label): check_threshold(value, f"label {label!r}")
+            for label, value in dict(self.label_thresholds or {}).items()
+        }
+        if not self.temperature > 0.0:
+            raise ValueError(f"temperature must be greater than 0, not {self.temperature!r}.")
+        if self.overlap not in OVERLAPS:
+            raise ValueError(f"overlap must be one of {OVERLAPS}, not {self.overlap!r}.")
+        if self.flat_selection not in FLAT_SELECTIONS:
+            raise ValueError(f"flat_selection must be one of {FLAT_SELECTIONS}, not {self.flat_selection!r}.")
+        known = set(vars(PreTrainedConfig())) | set(vars(self)) | HF_CONFIG_KEYS
+        unknown = sorted(set(kwargs) - known)
+        if unknown:
+            own = sorted(set(DecodNERConfig.__annotations__) - {"model_type", "sub_configs"})
+            raise ValueError(f"DecodNERConfig does not know {unknown}; its own settings are {own}.")
+        super().__post_init__(**kwargs)
+
+    def _set_text_config(self) -> None:
+        if isinstance(self.text_config, Mapping):
+            if "model_type" not in self.text_config:
+                raise ValueError("text_config must name its model_type, for example 'llama'.")
+            values = copy.deepcopy(dict(self.text_config))
+            self.text_config = AutoConfig.for_model(values.pop("model_type"), **values)
+        elif self.text_config is not None and not isinstance(self.text_config, PreTrainedConfig):
+            raise ValueError(
+                f"text_config must be a transformers configuration or its dict, not {type(self.text_config).__name__}."
+            )
+
+    def _set_labels(self) -> None:
+        descriptions = dict(self.label_descriptions or {})
+        if self.entity_labels is not None:
+            labels = normalize_labels(self.entity_labels)
+            descriptions |= {name: text for name, text in labels.items() if text is not None}
+            self.entity_labels = list(labels)
+        strangers = sorted(set(descriptions) - set(self.entity_labels or ()))
+        if strangers:
+            raise ValueError(f"label_descriptions names {strangers}, which are not in entity_labels.")
+        self.label_descriptions = descriptions
+
+    @property
+    def labels(self) -> dict[str, str | None]:
+        """The model's own labels in prompt order, each with its description or None; empty where it has none."""
+        return {name: self.label_descriptions.get(name) for name in self.entity_labels or ()}
+
+    def _set_prompt(self) -> None:
+        given = dict(self.prompt or {})
+        unknown = sorted(set(given) - set(PROMPT_DEFAULTS))
+        if unknown:
+            raise ValueError(f"the prompt has no part {unknown}; its parts are {sorted(PROMPT_DEFAULTS)}.")
+        for part, value in given.items():
+            if type(value) is not type(PROMPT_DEFAULTS[part]):
+                expected = type(PROMPT_DEFAULTS[part]).__name__
+                raise ValueError(f"the prompt's part {part!r} must be a {expected}, not {value!r}.")
+        self.prompt = PROMPT_DEFAULTS | given
+        none_label = self.prompt["none_label"]
+        if not none_label.strip():
+            raise ValueError("the prompt's none_label must not be empty: the model answers with it.")
+        if self.entity_labels is not None:
+            if none_label in self.entity_labels:
+                raise ValueError(f"{none_label!r} is the none label: no entity type may have its name.")
+            names = [none_label, *self.entity_labels]
+            self.id2label = dict(enumerate(names))
+            self.label2id = {name: index for index, name in enumerate(names)}
+
+    @property
+    def num_layers(self) -> int:
+        """Number of decoder layers."""
+        return int(self.text_config.num_hidden_layers)
+
+    @property
+    def num_kv_heads(self) -> int:
+        """Number of key/value heads per layer (Hkv); equals the query heads where the model has no GQA."""
+        heads = self.text_config.num_attention_heads
+        return int(getattr(self.text_config, "num_key_value_heads", None) or heads)
+
+    @property
+    def head_dim(self) -> int:
+        """Size of one attention head (D)."""
+        explicit = getattr(self.text_config, "head_dim", None)
+        return int(explicit or self.text_config.hidden_size // self.text_config.num_attention_heads)
+
+
+# Keys that transformers accepts or writes without their being attributes of a fresh PreTrainedConfig.
+HF_CONFIG_KEYS = frozenset(
+    {"auto_map", "custom_pipelines", "model_type", "num_labels", "quantization_config", "torch_dtype"}
+    | {"attn_implementation", "experts_implementation", "output_attentions", "name_or_path", "_commit_hash"}
+    | {"_attn_implementation", "tie_word_embeddings", "torchscript"}
+)

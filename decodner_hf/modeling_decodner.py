@@ -1,0 +1,501 @@
+"""The model: a causal decoder of transformers that scores a token forest over a cached prefix.
+
+In: token ids, positions and tree structure. Out: logits of the label symbols at every span, [S, L].
+The decoder is a native class of transformers, loaded, sharded, quantized and saved by its own code; only its attention
+function is ours. Knows nothing of text: tokenizers, prompts and entities are the pipeline's.
+"""
+
+import copy
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the field's name for it
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
+
+from .attention_decodner import ATTENTION_NAME, ForestPlan
+from .cache_decodner import DualBufferCache
+from .checkpoints_decodner import HUB_KEYWORDS, resolve_checkpoint, wrap_config, write_config
+from .configuration_decodner import DecodNERConfig
+from .forest_decodner import TokenForest, build_forest, rows_forest
+from .guard_decodner import check_backbone, layer_windows, native_class, packed_arguments, position_limit
+from .head_decodner import has_plain_head, row_head_equals_native, row_logits
+
+BACKBONE = "backbone."
+FORWARDED = ("hf_device_map", "hf_quantizer", "is_quantized", "quantization_method", "generation_config")
+FORWARDED += ("is_loaded_in_4bit", "is_loaded_in_8bit", "_tp_size", "_tp_plan")
+IGNORED_TARGET = -100
+
+
+@dataclass
+class SpanClassifierOutput(ModelOutput):
+    """What a packed forward returns.
+
+    Attributes:
+        loss: cross-entropy over each prompt's label symbols, summed over spans and divided by the gold spans; None
+            where no labels were given.
+        logits: [S, L], the label symbols' next-token logits at each span; -inf where a prompt has fewer than L symbols.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+
+
+class DecodNERForSpanClassification(PreTrainedModel):
+    """Scores candidate spans with a causal decoder; see `encode_prefix` and `score_forest`.
+
+    `from_pretrained` takes plain decoder checkpoints, adapters, and what `save_pretrained` wrote.
+    """
+
+    config_class = DecodNERConfig
+    config: DecodNERConfig
+    base_model_prefix = "backbone"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_attention_backend = True
+    _skip_keys_device_placement: ClassVar[list[str]] = ["forest_plan"]
+
+    def __init__(self, config: DecodNERConfig, backbone: PreTrainedModel | None = None) -> None:
+        """Wraps `backbone`, whose attention must be "decodner" already, or a new random one by `config.text_config`.
+
+        To wrap a model of your own use `from_backbone`.
+        """
+        if config.text_config is None:
+            raise ValueError("the config has no text_config: say which decoder to use, or call from_pretrained.")
+        native = native_class(config.text_config)
+        config._attn_implementation_internal = ATTENTION_NAME
+        super().__init__(config)
+        if backbone is None:
+            backbone = native._from_config(config.text_config, attn_implementation=ATTENTION_NAME)
+        self.backbone = backbone
+        config.text_config = backbone.config
+        self.position_limit = position_limit(self._decoder_config)
+        self.layer_windows = layer_windows(self._decoder_config)
+        self.row_head = has_plain_head(backbone)
+        for name in FORWARDED:
+            if hasattr(backbone, name):
+                setattr(self, name, getattr(backbone, name))
+        self.post_init()
+
+    def init_weights(self) -> None:
+        """Does nothing: the backbone initialised or loaded its own weights."""
+
+    @property
+    def _decoder_config(self) -> Any:
+        return self.backbone.config.get_text_config(decoder=True)
+
+    # ------------------------------------------------------------------ loading and saving
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        pretrained_model_name_or_path: str | PathLike[str],
+        *model_args: Any,
+        config: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Loads a decoder checkpoint, a saved DecodNER model or an adapter, from a directory or the Hub.
+
+        The decoder is loaded by its own class, with all keyword arguments (dtype, device_map, quantization_config,
+        revision, token, ...); settings of `DecodNERConfig` among them override the saved ones.
+
+        Raises:
+            ValueError: the architecture cannot score a token forest (says why), or `attn_implementation` was given.
+        """
+        if kwargs.pop("attn_implementation", ATTENTION_NAME) not in (None, ATTENTION_NAME):
+            raise ValueError(
+                f'span scoring needs its own attention: leave attn_implementation out ("{ATTENTION_NAME}").'
+            )
+        for unused in ("trust_remote_code", "_from_auto", "_from_pipeline", "adapter_kwargs"):
+            kwargs.pop(unused, None)
+        path = str(pretrained_model_name_or_path)
+        checkpoint = resolve_checkpoint(path, {name: kwargs[name] for name in HUB_KEYWORDS if name in kwargs})
+        own_config = checkpoint.config if config is None else wrap_config(copy.deepcopy(config))
+        settings = {name: kwargs.pop(name) for name in list(kwargs) if name in cls.config_class.__annotations__}
+        if settings:
+            own_config = cls.config_class.from_dict(own_config.to_dict() | settings)
+        native = native_class(own_config.text_config)
+        loaded = native.from_pretrained(
+            checkpoint.weights,
+            *model_args,
+            config=own_config.text_config,
+            attn_implementation=ATTENTION_NAME,
+            **kwargs,
+        )
+        backbone, *info = loaded if isinstance(loaded, tuple) else (loaded,)
+        if checkpoint.adapter is not None:
+            backbone.load_adapter(checkpoint.adapter)
+        own_config.dtype = backbone.dtype
+        model = cls(own_config, backbone)
+        model.check()
+        model.eval()
+        return (model, *info) if info else model
+
+    @classmethod
+    def from_hub(cls, model_id: str | PathLike[str], **kwargs: Any) -> Any:
+        """`from_pretrained` under the original design's name."""
+        return cls.from_pretrained(model_id, **kwargs)
+
+    @classmethod
+    def from_backbone(cls, model: PreTrainedModel, config: DecodNERConfig | None = None) -> Any:
+        """Wraps a loaded native causal LM; `model` itself stays as it is, its weights are shared and not copied.
+
+        Raises:
+            ValueError: the architecture cannot score a token forest; says why.
+        """
+        native_class(model.config)
+        shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+        backbone = copy.deepcopy(model, shared)  # new modules and config around the same tensors
+        backbone.set_attn_implementation(ATTENTION_NAME)
+        own_config = DecodNERConfig() if config is None else copy.deepcopy(config)
+        own_config.text_config = backbone.config
+        own_config.name_or_path = own_config.name_or_path or model.config.name_or_path
+        wrapped = cls(own_config, backbone)
+        wrapped.check()
+        wrapped.train(model.training)
+        return wrapped
+
+    def check(self) -> None:
+        """Probes the backbone: raises a ValueError if packed scores would not equal the model's own."""
+        check_backbone(self.backbone)
+        if self.backbone.get_input_embeddings().weight.device.type != "meta":
+            self.row_head = row_head_equals_native(self.backbone)
+
+    def save_pretrained(  # type: ignore[override]
+        self,
+        save_directory: str | PathLike[str],
+        is_main_process: bool = True,
+        state_dict: dict[str, torch.Tensor] | None = None,
+        *,
+        include_code: bool = False,
+        push_to_hub: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Writes the decoder's own shards and keys, and our config.json around the decoder's.
+
+        Args:
+            save_directory: made if need be.
+            is_main_process: whether this process writes the configuration.
+            state_dict: weights to write instead of the model's, under its or the decoder's keys.
+            include_code: also write the code, so that the directory loads with `trust_remote_code=True` where this
+                package is not installed; such a directory needs that flag everywhere.
+            push_to_hub: upload afterwards; `repo_id`, `token` and the like are then taken from `kwargs`.
+            **kwargs: handed to the decoder's own `save_pretrained` (max_shard_size, variant, ...).
+        """
+        if push_to_hub:
+            return self.push_to_hub(kwargs.pop("repo_id", str(save_directory)), include_code=include_code, **kwargs)
+        if state_dict is not None:
+            kwargs["state_dict"] = {name.removeprefix(BACKBONE): tensor for name, tensor in state_dict.items()}
+        directory = str(save_directory)
+        self.backbone.save_pretrained(directory, is_main_process=is_main_process, **kwargs)
+        if is_main_process:
+            write_config(self.config, self.backbone.config, directory, include_code)
+        return None
+
+    def push_to_hub(self, repo_id: str, *, include_code: bool = True, **kwargs: Any) -> Any:  # type: ignore[override]
+        """Uploads the model, by default with the code that loads it where this package is not installed."""
+        return super().push_to_hub(repo_id, include_code=include_code, **kwargs)
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        """Loads weights under this model's keys or the decoder's own."""
+        if not any(name.startswith(BACKBONE) for name in state_dict):
+            return self.backbone.load_state_dict(state_dict, strict=strict, assign=assign)
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
+
+    def load_adapter(self, *args: Any, **kwargs: Any) -> Any:
+        """Loads a PEFT adapter trained on the decoder, as transformers' `load_adapter`."""
+        return self.backbone.load_adapter(*args, **kwargs)
+
+    def add_adapter(self, *args: Any, **kwargs: Any) -> Any:
+        """Adds a new PEFT adapter to the decoder, as transformers' `add_adapter`."""
+        return self.backbone.add_adapter(*args, **kwargs)
+
+    def get_input_embeddings(self) -> Any:
+        """The decoder's token embedding."""
+        return self.backbone.get_input_embeddings()
+
+    def get_output_embeddings(self) -> Any:
+        """The decoder's head."""
+        return self.backbone.get_output_embeddings()
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """The decoder's own text generation."""
+        return self.backbone.generate(*args, **kwargs)  # type: ignore[operator]
+
+    # ------------------------------------------------------------------ forward
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        subtree_end: torch.Tensor | None = None,
+        span_nodes: torch.Tensor | None = None,
+        symbol_token_ids: torch.Tensor | None = None,
+        span_prompts: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        cache: DualBufferCache | None = None,
+        attention_mask: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """One packed pass; without `subtree_end` the decoder's ordinary forward, with the decoder's own output.
+
+        Args:
+            input_ids: int64 [1, N], the forest's tokens.
+            position_ids: int64 [N] or [1, N].
+            subtree_end: int32 [N] or [1, N], index of each node's last descendant, inclusive.
+            span_nodes: int64 [S] or [1, S].
+            symbol_token_ids: int64 [L], or [Q, L] for Q prompts, rows of fewer symbols padded with -1.
+            span_prompts: int64 [S] or [1, S], each span's row of `symbol_token_ids`; None where there is one.
+            labels: int64 [S] or [1, S], each span's gold column of `symbol_token_ids`; 0 is None, -100 is left out.
+            cache: a prefix from `encode_prefix`; read, not written.
+            attention_mask: for the ordinary forward only.
+            num_items_in_batch: what the summed loss is divided by; the number of spans with labels > 0 if None.
+            **kwargs: handed to the decoder.
+
+        Returns:
+            `SpanClassifierOutput`, or the decoder's output without `subtree_end`.
+        """
+        if subtree_end is None:
+            if num_items_in_batch is not None:
+                kwargs["num_items_in_batch"] = num_items_in_batch
+            ordinary = {"position_ids": position_ids, "attention_mask": attention_mask, "labels": labels}
+            return self.backbone(input_ids=input_ids, **ordinary, **kwargs)
+        if input_ids is None or position_ids is None or span_nodes is None or symbol_token_ids is None:
+            raise ValueError("a packed pass needs input_ids, position_ids, subtree_end, span_nodes, symbol_token_ids.")
+        kwargs.pop("use_cache", None)
+        kwargs.pop("return_dict", None)
+        plan = self._plan(position_ids.reshape(-1), subtree_end.reshape(-1), cache)
+        symbols = symbol_token_ids.reshape(-1, symbol_token_ids.shape[-1])
+        if symbols.shape[0] > 1 and span_prompts is None:
+            raise ValueError(
+                f"{symbols.shape[0]} rows of symbol_token_ids were given: span_prompts must say whose is whose."
+            )
+        logits = self._label_logits(
+            input_ids.reshape(1, -1), plan, span_nodes.reshape(-1), symbols, span_prompts, kwargs
+        )
+        loss = None
+        if labels is not None:
+            loss = _span_loss(logits, labels.reshape(-1).to(logits.device), num_items_in_batch)
+        return SpanClassifierOutput(loss=loss, logits=logits)
+
+    @torch.no_grad()
+    def encode_prefix(self, token_ids: Any, cache: DualBufferCache | None = None) -> DualBufferCache:
+        """Encodes tokens behind the prefix that `cache` holds, so that spans can be scored against both.
+
+        Args:
+            token_ids: [P] or [1, P] integers.
+            cache: grown by these tokens; a new one if None.
+
+        Returns:
+            The cache. Where the pass fails, what it held before is unchanged.
+
+        Raises:
+            ValueError: no token, more than one row, a token outside the vocabulary, more tokens than the cache or the
+                model can hold, or a cache of another model.
+        """
+        prefix = torch.as_tensor(token_ids).cpu()
+        if prefix.dim() == 2 and prefix.shape[0] > 1:
+            raise ValueError(f"{prefix.shape[0]} prefixes were given: a cache holds one; encode each into its own.")
+        forest = build_forest(
+            [prefix.reshape(-1).numpy()], first_position=cache.prefix_length if cache is not None else 0
+        )
+        if not forest.num_nodes:
+            raise ValueError("the prefix is empty: give at least one token.")
+        cache = DualBufferCache() if cache is None else cache
+        cache.check_fits(forest.num_nodes)
+        if cache.owner is None or not cache.prefix_length:
+            cache.owner = self.backbone
+        plan = self._plan(forest.position_ids, forest.subtree_end, cache, write=True)
+        self._decode(self._checked_ids(forest.token_ids)[None], plan, {})
+        cache.commit(forest.num_nodes)
+        return cache
+
+    @torch.no_grad()
+    def score_forest(
+        self, forest: TokenForest, symbol_token_ids: Any, cache: DualBufferCache | None = None
+    ) -> torch.Tensor:
+        """Scores all spans of a forest in one pass.
+
+        Args:
+            forest: from `build_forest`, its `first_position` the length of the cached prefix.
+            symbol_token_ids: [L] integers, the label symbols' token ids.
+            cache: from `encode_prefix`; read, not written. None where the forest holds the whole prompt.
+
+        Returns:
+            Label logits [S, L], in the order of the forest's spans.
+
+        Raises:
+            ValueError: no spans, positions that do not fit the prefix or the model, symbols that share a token or lie
+                outside the vocabulary, or a cache of another model.
+        """
+        if not forest.num_spans:
+            raise ValueError("the forest has no spans to score.")
+        symbols = self._checked_ids(torch.as_tensor(symbol_token_ids).reshape(-1), "label token ids")
+        if symbols.unique().numel() != symbols.numel():
+            raise ValueError(f"label token ids {symbols.tolist()} are not distinct: two labels would share a token.")
+        plan = self._plan(forest.position_ids, forest.subtree_end, cache)
+        token_ids = self._checked_ids(forest.token_ids)[None]
+        return self._label_logits(token_ids, plan, forest.span_nodes.to(self.device), symbols[None], None, {})
+
+    # ------------------------------------------------------------------ the original low-level API
+
+    def prefill_prefix(self, prefix_ids: Any, cache: DualBufferCache) -> DualBufferCache:
+        """Replaces what `cache` holds by the prefix `prefix_ids` [P] or [1, P]; see `encode_prefix`."""
+        cache.reset()
+        return self.encode_prefix(prefix_ids, cache)
+
+    @torch.no_grad()
+    def forward_spans(
+        self, span_ids: torch.Tensor, position_ids: torch.Tensor | None, cache: DualBufferCache
+    ) -> torch.Tensor:
+        """Next-token logits of a padded span batch behind the cached prefix; call it for each mini-batch.
+
+        Args:
+            span_ids: int64 [batch, span_len], right-padded.
+            position_ids: int64 [batch, span_len], prefix length + 0 .. span_len - 1 in each row; None for just that.
+            cache: from `prefill_prefix`; read, not written.
+
+        Returns:
+            [batch, span_len, vocabulary].
+
+        Raises:
+            ValueError: an empty batch, shapes or positions that do not fit, or spans longer than the cache or the model
+                allow.
+        """
+        if span_ids.dim() != 2 or 0 in span_ids.shape:
+            raise ValueError(f"span_ids must be [batch, span_len] with at least one span, not {list(span_ids.shape)}.")
+        batch, length = span_ids.shape
+        if cache.max_suffix_len is not None and length > cache.max_suffix_len:
+            raise ValueError(
+                f"the spans have {length} tokens, but this cache was made with max_suffix_len={cache.max_suffix_len}."
+            )
+        if cache.max_batch_size is not None and batch > cache.max_batch_size:
+            raise ValueError(
+                f"{batch} spans were given, but this cache was made with batch_size={cache.max_batch_size}."
+            )
+        forest = rows_forest(span_ids.cpu(), cache.prefix_length)
+        if position_ids is not None and not torch.equal(position_ids.cpu().reshape(-1), forest.position_ids):
+            raise ValueError(
+                f"position_ids must be the prefix length plus 0 .. span_len - 1 in each row, here {cache.prefix_length} "
+                f".. {cache.prefix_length + length - 1}; leave them out to have them made."
+            )
+        plan = self._plan(forest.position_ids, forest.subtree_end, cache)
+        token_ids = self._checked_ids(forest.token_ids)[None]
+        logits = self.backbone(input_ids=token_ids, **packed_arguments(self._positions(plan), plan)).logits
+        return logits.reshape(batch, length, -1)
+
+    def score_spans(
+        self, prefix_ids: Any, span_ids: torch.Tensor, position_ids: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """`prefill_prefix` and `forward_spans` in one call: logits [batch, span_len, vocabulary]."""
+        return self.forward_spans(span_ids, position_ids, self.prefill_prefix(prefix_ids, DualBufferCache()))
+
+    # ------------------------------------------------------------------ inside
+
+    def _plan(
+        self,
+        position_ids: torch.Tensor,
+        subtree_end: torch.Tensor,
+        cache: DualBufferCache | None,
+        write: bool = False,
+    ) -> ForestPlan:
+        prefix_length = cache.prefix_length if cache is not None else 0
+        plan = ForestPlan(
+            position_ids=position_ids.cpu(),
+            subtree_end=subtree_end.cpu(),
+            prefix_length=prefix_length,
+            cache=cache,
+            write=write,
+            layer_windows=self.layer_windows,
+        )
+        if cache is not None and cache.prefix_length and cache.owner is not self.backbone:
+            raise ValueError("the cache holds a prefix of another model: encode the prefix with this model.")
+        self._check_structure(plan)
+        return plan
+
+    def _check_structure(self, plan: ForestPlan) -> None:
+        positions, ends = plan.position_ids, plan.subtree_end
+        if positions.shape != ends.shape or not positions.numel():
+            raise ValueError(f"{positions.numel()} position ids for {ends.numel()} nodes: one each, and at least one.")
+        nodes = torch.arange(ends.numel())
+        if bool(((ends < nodes) | (ends >= ends.numel())).any()):
+            raise ValueError("subtree_end must lie between the node itself and the last node, inclusive.")
+        steps = positions[1:] - positions[:-1]
+        if (
+            int(positions[0]) != plan.prefix_length
+            or int(positions.min()) < plan.prefix_length
+            or bool((steps > 1).any())
+        ):
+            raise ValueError(
+                f"position ids run from {int(positions.min())} and start at {int(positions[0])}, but the prefix has "
+                f"{plan.prefix_length} tokens: a node's position is the prefix length plus its depth in the forest."
+            )
+        limit, last = self.position_limit, int(positions.max())
+        if limit is not None and last >= limit.limit:
+            raise ValueError(
+                f"prefix and spans reach position {last}, but only positions below {limit.limit} can be used: "
+                f"{limit.reason}. Shorten the text or score it in windows."
+            )
+
+    def _checked_ids(self, token_ids: torch.Tensor, what: str = "token ids") -> torch.Tensor:
+        """Returns `token_ids` as int64 on the model's device, or raises a ValueError if one is not in the vocabulary."""
+        if not token_ids.numel() or token_ids.is_floating_point():
+            raise ValueError(
+                f"{what} must be integers, at least one, not {token_ids.dtype} of {list(token_ids.shape)}."
+            )
+        vocabulary = self.get_input_embeddings().weight.shape[0]
+        lowest, highest = int(token_ids.min()), int(token_ids.max())
+        if lowest < 0 or highest >= vocabulary:
+            raise ValueError(f"{what} run from {lowest} to {highest}, but the vocabulary is 0 .. {vocabulary - 1}.")
+        return token_ids.to(self.device, torch.int64)
+
+    def _positions(self, plan: ForestPlan) -> torch.Tensor:
+        return plan.position_ids[None].to(self.device)
+
+    def _decode(self, token_ids: torch.Tensor, plan: ForestPlan, kwargs: dict[str, Any]) -> torch.Tensor:
+        """[1, N] -> the decoder's last hidden states [N, hidden size]."""
+        decoder = self.backbone.get_decoder()
+        states: torch.Tensor = decoder(
+            input_ids=token_ids, **packed_arguments(self._positions(plan), plan), **kwargs
+        ).last_hidden_state
+        return states[0]
+
+    def _label_logits(
+        self,
+        token_ids: torch.Tensor,
+        plan: ForestPlan,
+        span_nodes: torch.Tensor,
+        symbols: torch.Tensor,
+        span_prompts: torch.Tensor | None,
+        kwargs: dict[str, Any],
+    ) -> torch.Tensor:
+        """[1, N], spans [S], symbols [Q, L] padded with -1 -> [S, L]."""
+        rows, columns = symbols.clamp(min=0).reshape(-1).unique(return_inverse=True)
+        if self.row_head and has_plain_head(self.backbone):
+            states = self._decode(token_ids, plan, kwargs)
+            logits = row_logits(self.backbone, states[span_nodes.to(states.device)], rows)
+        else:
+            arguments = packed_arguments(self._positions(plan), plan)
+            native = self.backbone(input_ids=token_ids, logits_to_keep=span_nodes, **arguments, **kwargs).logits[0]
+            logits = native[:, rows.to(native.device)]
+        columns = columns.reshape(symbols.shape).to(logits.device)
+        if span_prompts is None:
+            return logits[:, columns[0]]
+        prompts = span_prompts.reshape(-1).to(logits.device)
+        padding = (symbols < 0).to(logits.device)[prompts]
+        return logits.gather(1, columns[prompts]).masked_fill(padding, float("-inf"))
+
+
+def _span_loss(
+    logits: torch.Tensor, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None
+) -> torch.Tensor:
+    """Cross-entropy [S, L] against [S], summed, over the number of gold spans: None spans outnumber them by far."""
+    summed = F.cross_entropy(logits.float(), labels, ignore_index=IGNORED_TARGET, reduction="sum")
+    gold = (labels > 0).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
+    return summed / gold
+
+
+UniversalDecoder = DecodNERForSpanClassification
