@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the field's name for it
+import torch.nn.functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -282,7 +282,7 @@ def decodner_attention(
         return _ordinary_attention(module, query, key, value, attention_mask, scaling, dropout, softcap, s_aux, kwargs)
     if kwargs.get("position_bias") is not None or kwargs.get("block_indices") is not None:
         raise ValueError("this model adds its own bias or sparsity to attention, which a token forest cannot follow.")
-    layer_idx: int = module.layer_idx  # type: ignore[assignment]
+    layer_idx = _layer_idx(module)
     call = forest_plan.next_call(layer_idx)
     prefix = None
     if forest_plan.cache is not None and forest_plan.prefix_length:
@@ -294,9 +294,14 @@ def decodner_attention(
     return forest_attention(query, key, value, prefix, forest_plan, window, scaling, softcap, s_aux), None
 
 
+def _layer_idx(module: torch.nn.Module) -> int:
+    index: Any = module.layer_idx
+    return int(index)
+
+
 def _layer_window(module: torch.nn.Module, sliding_window: int | None, plan: ForestPlan) -> LayerWindow:
     """The layer's window: as passed, else as the module says, else by the config; chunks only by the config."""
-    by_config = plan.layer_windows[module.layer_idx] if plan.layer_windows else LayerWindow()  # type: ignore[index]
+    by_config = plan.layer_windows[_layer_idx(module)] if plan.layer_windows else LayerWindow()
     if by_config.chunk is not None:
         return by_config
     if sliding_window == NOT_PASSED:
@@ -326,7 +331,7 @@ def _ordinary_attention(
     sinks: torch.Tensor | None,
     kwargs: dict[str, Any],
 ) -> tuple[torch.Tensor, None]:
-    """transformers' sdpa attention; models with softcap or sinks, which it cannot do, take the plain formula."""
+    """The sdpa attention of transformers; models with softcap or sinks, which it cannot do, take the plain formula."""
     if softcap is None and sinks is None:
         sdpa = ALL_ATTENTION_FUNCTIONS["sdpa"]
         attended: tuple[torch.Tensor, None] = sdpa(

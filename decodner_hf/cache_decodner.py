@@ -1,6 +1,6 @@
 """The shared prefix's keys and values: written by prefix passes, only read by span passes.
 
-In: K/V of each attention call, handed over by the attention function. Out: views of the prefix in preallocated buffers.
+In: K/V of each attention call, handed over by the attention function. Out: views of the prefix in its buffers.
 `DualBufferCache` is also an ordinary transformers `Cache`: given to a plain forward as `past_key_values`, it appends
 to a second buffer, the suffix, and returns prefix + suffix.
 Knows nothing of forests, masks or models.
@@ -261,7 +261,7 @@ class DualBufferCache(Cache):
         """Appends to the suffix of layer `layer_idx`; see `DualBufferLayer.update`."""
         if self.max_batch_size is not None and key_states.shape[0] > self.max_batch_size:
             raise ValueError(
-                f"{key_states.shape[0]} rows were given, but this cache was made with batch_size={self.max_batch_size}."
+                f"{key_states.shape[0]} rows were given, but this cache has batch_size={self.max_batch_size}."
             )
         return self.layer(layer_idx).update(key_states, value_states, *args, **kwargs)
 

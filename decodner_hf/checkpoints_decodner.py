@@ -59,10 +59,11 @@ def resolve_checkpoint(path: str, hub: dict[str, Any]) -> Checkpoint:
     return Checkpoint(_read_config(holder, keywords), str(base), path)
 
 
-def wrap_config(config: PreTrainedConfig) -> DecodNERConfig:
+def wrap_config(config: Any) -> DecodNERConfig:
     """Returns `config` where it is a DecodNER configuration already, else one around it."""
     if config.model_type == DecodNERConfig.model_type:
-        return config  # type: ignore[return-value]
+        own: DecodNERConfig = config
+        return own
     return DecodNERConfig(text_config=config, name_or_path=config.name_or_path)
 
 
@@ -101,7 +102,7 @@ def _read_config(path: str, hub: dict[str, Any]) -> DecodNERConfig:
     values, _ = PreTrainedConfig.get_config_dict(path, **hub)
     model_type = values.get("model_type")
     if model_type == DecodNERConfig.model_type:
-        config = DecodNERConfig.from_dict(values)
+        config: DecodNERConfig = DecodNERConfig.from_dict(values)
         if config.text_config is None:
             raise ValueError(f"the configuration at {path!r} has no text_config: it names no decoder.")
     elif model_type in CONFIG_MAPPING:

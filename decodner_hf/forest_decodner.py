@@ -222,7 +222,7 @@ class _PathTable:
         if (span_length > lengths[span_path]).any():
             longest = int((span_length - lengths[span_path]).argmax())
             raise ValueError(
-                f"span {longest} has {span_length[longest]} tokens, more than its path's {lengths[span_path[longest]]}."
+                f"span {longest} has {span_length[longest]} tokens, its path only {lengths[span_path[longest]]}."
             )
         document = np.repeat(np.arange(len(spans)), path_counts)
         if len(cue):  # every span end gets its own path: the span's tokens, then the cue
@@ -266,7 +266,8 @@ class _PathTable:
         shared_next = np.where(starts, 0, np.append(self.shared[1:], 0)[:rows])
         far = np.iinfo(np.int64).max
         branches = np.where(shared_next[:, None] <= np.arange(width), following[:, None], far)
-        return np.minimum.accumulate(branches[::-1], axis=0)[::-1] - 1
+        np.minimum.accumulate(branches[::-1], axis=0, out=branches[::-1])
+        return branches - 1
 
     def span_nodes(self, first_nodes: IntArray) -> IntArray:
         """[S]: the node of each span's last token, which its own row created or the last row before it that did."""

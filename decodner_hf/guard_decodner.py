@@ -73,7 +73,7 @@ def layer_windows(config: PreTrainedConfig) -> list[LayerWindow]:
     windows = []
     for index, layer in enumerate(DynamicCache(config=config).layers):
         if index < len(layer_types) and layer_types[index] == "chunked_attention":
-            windows.append(LayerWindow(chunk=config.attention_chunk_size))  # type: ignore[attr-defined]
+            windows.append(LayerWindow(chunk=config.attention_chunk_size))
         elif getattr(layer, "is_sliding", False):
             windows.append(LayerWindow(sliding=layer.sliding_window))
         else:
@@ -99,7 +99,7 @@ def position_limit(config: PreTrainedConfig) -> PositionLimit | None:
                 )
                 limits.append(PositionLimit(int(original), reason))
     if getattr(config, "attn_temperature_tuning", False) and getattr(config, "floor_scale", None):
-        scale = int(config.floor_scale)  # type: ignore[attr-defined]
+        scale = int(config.floor_scale)
         limits.append(PositionLimit(scale - 1, f"the model scales its queries by position from {scale} on"))
     return min(limits, key=lambda limit: limit.limit) if limits else None
 

@@ -11,9 +11,9 @@ from os import PathLike
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the field's name for it
+import torch.nn.functional as F
 from transformers import PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from .attention_decodner import ATTENTION_NAME, ForestPlan
 from .cache_decodner import DualBufferCache
@@ -24,8 +24,10 @@ from .guard_decodner import check_backbone, layer_windows, native_class, packed_
 from .head_decodner import has_plain_head, row_head_equals_native, row_logits
 
 BACKBONE = "backbone."
-FORWARDED = ("hf_device_map", "hf_quantizer", "is_quantized", "quantization_method", "generation_config")
-FORWARDED += ("is_loaded_in_4bit", "is_loaded_in_8bit", "_tp_size", "_tp_plan")
+FORWARDED = (
+    *("hf_device_map", "hf_quantizer", "is_quantized", "quantization_method", "generation_config"),
+    *("is_loaded_in_4bit", "is_loaded_in_8bit", "_tp_size", "_tp_plan"),
+)
 IGNORED_TARGET = -100
 
 
@@ -36,7 +38,7 @@ class SpanClassifierOutput(ModelOutput):
     Attributes:
         loss: cross-entropy over each prompt's label symbols, summed over spans and divided by the gold spans; None
             where no labels were given.
-        logits: [S, L], the label symbols' next-token logits at each span; -inf where a prompt has fewer than L symbols.
+        logits: [S, L], the label symbols' next-token logits at each span; -inf where a prompt has fewer symbols.
     """
 
     loss: torch.Tensor | None = None
@@ -89,7 +91,7 @@ class DecodNERForSpanClassification(PreTrainedModel):
     # ------------------------------------------------------------------ loading and saving
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]
+    def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | PathLike[str],
         *model_args: Any,
@@ -163,7 +165,7 @@ class DecodNERForSpanClassification(PreTrainedModel):
         if self.backbone.get_input_embeddings().weight.device.type != "meta":
             self.row_head = row_head_equals_native(self.backbone)
 
-    def save_pretrained(  # type: ignore[override]
+    def save_pretrained(
         self,
         save_directory: str | PathLike[str],
         is_main_process: bool = True,
@@ -185,16 +187,16 @@ class DecodNERForSpanClassification(PreTrainedModel):
             **kwargs: handed to the decoder's own `save_pretrained` (max_shard_size, variant, ...).
         """
         if push_to_hub:
-            return self.push_to_hub(kwargs.pop("repo_id", str(save_directory)), include_code=include_code, **kwargs)
+            self.push_to_hub(kwargs.pop("repo_id", str(save_directory)), include_code=include_code, **kwargs)
+            return
         if state_dict is not None:
             kwargs["state_dict"] = {name.removeprefix(BACKBONE): tensor for name, tensor in state_dict.items()}
         directory = str(save_directory)
         self.backbone.save_pretrained(directory, is_main_process=is_main_process, **kwargs)
         if is_main_process:
             write_config(self.config, self.backbone.config, directory, include_code)
-        return None
 
-    def push_to_hub(self, repo_id: str, *, include_code: bool = True, **kwargs: Any) -> Any:  # type: ignore[override]
+    def push_to_hub(self, repo_id: str, *, include_code: bool = True, **kwargs: Any) -> Any:
         """Uploads the model, by default with the code that loads it where this package is not installed."""
         return super().push_to_hub(repo_id, include_code=include_code, **kwargs)
 
@@ -222,7 +224,7 @@ class DecodNERForSpanClassification(PreTrainedModel):
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """The decoder's own text generation."""
-        return self.backbone.generate(*args, **kwargs)  # type: ignore[operator]
+        return self.backbone.generate(*args, **kwargs)
 
     # ------------------------------------------------------------------ forward
 
@@ -362,8 +364,7 @@ class DecodNERForSpanClassification(PreTrainedModel):
             [batch, span_len, vocabulary].
 
         Raises:
-            ValueError: an empty batch, shapes or positions that do not fit, or spans longer than the cache or the model
-                allow.
+            ValueError: an empty batch, shapes or positions that do not fit, or spans longer than cache or model allow.
         """
         if span_ids.dim() != 2 or 0 in span_ids.shape:
             raise ValueError(f"span_ids must be [batch, span_len] with at least one span, not {list(span_ids.shape)}.")
@@ -379,12 +380,13 @@ class DecodNERForSpanClassification(PreTrainedModel):
         forest = rows_forest(span_ids.cpu(), cache.prefix_length)
         if position_ids is not None and not torch.equal(position_ids.cpu().reshape(-1), forest.position_ids):
             raise ValueError(
-                f"position_ids must be the prefix length plus 0 .. span_len - 1 in each row, here {cache.prefix_length} "
-                f".. {cache.prefix_length + length - 1}; leave them out to have them made."
+                f"position_ids must be the prefix length plus 0 .. span_len - 1 in each row, here "
+                f"{cache.prefix_length} .. {cache.prefix_length + length - 1}; leave them out to have them made."
             )
         plan = self._plan(forest.position_ids, forest.subtree_end, cache)
         token_ids = self._checked_ids(forest.token_ids)[None]
-        logits = self.backbone(input_ids=token_ids, **packed_arguments(self._positions(plan), plan)).logits
+        arguments = packed_arguments(self._positions(plan), plan)
+        logits: torch.Tensor = self.backbone(input_ids=token_ids, **arguments).logits
         return logits.reshape(batch, length, -1)
 
     def score_spans(
@@ -441,7 +443,7 @@ class DecodNERForSpanClassification(PreTrainedModel):
             )
 
     def _checked_ids(self, token_ids: torch.Tensor, what: str = "token ids") -> torch.Tensor:
-        """Returns `token_ids` as int64 on the model's device, or raises a ValueError if one is not in the vocabulary."""
+        """Returns `token_ids` as int64 on the model's device; a ValueError if one is not in the vocabulary."""
         if not token_ids.numel() or token_ids.is_floating_point():
             raise ValueError(
                 f"{what} must be integers, at least one, not {token_ids.dtype} of {list(token_ids.shape)}."
