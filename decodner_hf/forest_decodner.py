@@ -248,7 +248,8 @@ class _PathTable:
         """First node [R] that each row creates, given where each document's tree starts [B]."""
         before = np.cumsum(self.new_nodes) - self.new_nodes
         first_row = np.searchsorted(self.document, self.document, side="left")
-        return tree_starts[self.document] + before - before[first_row]
+        first_nodes: IntArray = tree_starts[self.document] + before - before[first_row]
+        return first_nodes
 
     def created(self) -> tuple[IntArray, IntArray]:
         """Row and depth of every created node, in node order."""
