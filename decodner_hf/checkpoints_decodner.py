@@ -6,7 +6,6 @@ Knows nothing of forests, attention or text.
 """
 
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import cached_file
 
 from .configuration_decodner import DecodNERConfig
+from .publishing_decodner import copy_code, name_code
 
-ENTRY_MODULE = "decodner_remote"  # one entry file: two would load every module twice
-AUTO_CLASSES = ("AutoModel", "AutoModelForCausalLM", "AutoModelForTokenClassification")
 HUB_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 
@@ -74,28 +72,13 @@ def write_config(config: DecodNERConfig, text_config: PreTrainedConfig, director
     saved.architectures = ["DecodNERForSpanClassification"]
     saved.dtype = text_config.dtype
     if include_code:
-        model = f"{ENTRY_MODULE}.DecodNERForSpanClassification"
-        saved.auto_map = {"AutoConfig": f"{ENTRY_MODULE}.DecodNERConfig", **dict.fromkeys(AUTO_CLASSES, model)}
-        saved.custom_pipelines = {
-            "decodner-ner": {
-                "impl": f"{ENTRY_MODULE}.DecodNERPipeline",
-                "pt": ["AutoModelForCausalLM"],
-                "type": "text",
-            }
-        }
+        name_code(saved)
         copy_code(directory)
     else:
         for name in ("auto_map", "custom_pipelines"):
             if hasattr(saved, name):
                 delattr(saved, name)
     saved.save_pretrained(directory)
-
-
-def copy_code(directory: str) -> None:
-    """Copies the flat modules beside this one, which is all that a checkpoint needs to load by itself."""
-    here = Path(__file__).parent
-    for source in sorted({*here.glob("*_decodner.py"), *here.glob("*_decodner_*.py"), here / f"{ENTRY_MODULE}.py"}):
-        shutil.copyfile(source, Path(directory) / source.name)
 
 
 def _read_config(path: str, hub: dict[str, Any]) -> DecodNERConfig:

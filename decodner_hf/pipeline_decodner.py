@@ -1,0 +1,465 @@
+"""Text in, entities out: `pipeline("decodner-ner")`.
+
+Documents are read lazily, encoded in batches by a worker thread while the model runs, packed into passes by a token
+budget, scored, and decoded, in input order. This file only joins the stages; each has a file of its own.
+In: strings, word lists or dicts. Out: lists of dicts as transformers' token classification gives them.
+"""
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from transformers import Pipeline
+
+from .configuration_decodner import FLAT_SELECTIONS, OVERLAPS, check_threshold, normalize_labels
+from .decoding_decodner import Entity, decode_entities, merge_shards
+from .modeling_decodner import DecodNERForSpanClassification
+from .prompting_decodner import PromptTemplate, TooManyLabelsError, choose_symbols, shard_labels
+from .publishing_decodner import upload, write_model_card, write_tokenizer
+from .scoring_decodner import DocumentScorer, EncodedPrompt, num_nodes
+from .spans_decodner import EncodedDocument, encode_documents, split_into_windows, truncate_document
+from .tokenization_decodner import check_tokenizer
+
+logger = logging.getLogger(__name__)
+
+AGGREGATIONS = ("simple", "none")
+LONG_DOCUMENTS = ("window", "error", "truncate")
+DOCUMENTS_AT_ONCE = 256  # encoded together
+CHARACTERS_AT_ONCE = 65536
+DOCUMENT_KEYS = ("text", "words", "candidate_labels", "spans")
+
+
+Labels = tuple[tuple[str, str | None], ...]  # (name, description), hashable
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a call asks for; the fields are the pipeline's keyword arguments, documented at `DecodNERPipeline`."""
+
+    candidate_labels: Any = None
+    threshold: Any = None
+    overlap: str = "flat"
+    flat_selection: str = "greedy"
+    multi_label: bool = False
+    aggregation_strategy: str = "simple"
+    return_all_scores: bool = False
+    max_span_words: int = 8
+    spans: Any = None
+    is_split_into_words: bool = False
+    long_documents: str = "window"
+
+    def __post_init__(self) -> None:
+        """Checks every choice; a ValueError lists what is allowed."""
+        choices = {
+            "overlap": OVERLAPS,
+            "flat_selection": FLAT_SELECTIONS,
+            "aggregation_strategy": AGGREGATIONS,
+            "long_documents": LONG_DOCUMENTS,
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {list(allowed)}, not {getattr(self, name)!r}.")
+        for name in ("multi_label", "return_all_scores", "is_split_into_words"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be True or False, not {getattr(self, name)!r}.")
+        if self.multi_label and self.overlap != "all":
+            raise ValueError(f'multi_label=True needs overlap="all", not {self.overlap!r}.')
+        if (
+            isinstance(self.max_span_words, bool)
+            or not isinstance(self.max_span_words, int)
+            or self.max_span_words < 1
+        ):
+            raise ValueError(f"max_span_words must be at least 1, not {self.max_span_words!r}.")
+
+
+@dataclass(frozen=True)
+class Document:
+    """One input, read: its text or words, its labels, and its own spans if it has any."""
+
+    content: str | list[str]
+    labels: Labels
+    spans: Any
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One document, encoded: as a whole, and as the windows that are scored (mostly just itself)."""
+
+    labels: Labels
+    is_split: bool
+    document: EncodedDocument
+    windows: list[EncodedDocument]
+    truncated_at: int | None = None
+
+    @property
+    def num_nodes(self) -> int:
+        """Forest nodes of all windows."""
+        return sum(num_nodes(window) for window in self.windows)
+
+
+class DecodNERPipeline(Pipeline):
+    """Named entity recognition by span scoring.
+
+    Takes a string, a list of words (with `is_split_into_words`), a dict with "text" or "words" and, if wished, its own
+    "candidate_labels" and "spans", or many of them: a list gives a list, any other iterable (a generator, a
+    `KeyDataset`, a `datasets` column) a lazy iterator in input order whose `len()` is that of the input.
+
+    Keyword arguments, at construction or in a call:
+        candidate_labels: label names, or a mapping from name to description; the model's own labels by default.
+        threshold: lowest score reported, from 0 to 1, or a mapping from label to threshold; the model's by default.
+        overlap: "flat" (default), "nested" (no two entities cross) or "all".
+        flat_selection: "greedy" (best score first) or "exact" (best set).
+        multi_label: report every label that a span reaches; with overlap "all" only.
+        aggregation_strategy: "simple" gives one dict an entity: `entity_group, score, word, start, end`; "none" one
+            dict a word of an entity: `entity` (B- or I- and the label), `score, index, word, start, end`.
+        return_all_scores: add `scores`, a dict with the score of every label.
+        max_span_words: longest candidate span; the model's by default.
+        spans: own candidates, half-open (start, end) pairs of characters (of words with `is_split_into_words`).
+        is_split_into_words: inputs are lists of words; they are joined by single spaces, to which the offsets refer,
+            and entities have `start_word` and `end_word` (half-open) too.
+        long_documents: what happens beyond the model's positions: "window" (overlapping windows, nothing is lost),
+            "error", or "truncate" (with a warning, and `truncated_at` in every entity).
+        token_budget: forest nodes a pass; halved by itself when memory runs out. At construction only.
+
+    Raises:
+        ValueError: inputs or arguments that are not as described; the message says what is allowed.
+    """
+
+    _load_tokenizer = True
+    _load_processor = False
+    _load_image_processor = False
+    _load_video_processor = False
+    _load_feature_extractor = False
+
+    def __init__(self, model: Any, tokenizer: Any = None, *, token_budget: int | None = None, **kwargs: Any) -> None:
+        """Wraps `model` where it is a plain decoder; the model object that was passed is left as it is."""
+        check_tokenizer(tokenizer)
+        if token_budget is not None and (isinstance(token_budget, bool) or token_budget < 1):
+            raise ValueError(f"token_budget must be a number of tokens of at least 1, not {token_budget!r}.")
+        if getattr(model.config, "model_type", None) != "decodner":
+            model = DecodNERForSpanClassification.from_backbone(model)
+        super().__init__(model=model, tokenizer=tokenizer, **kwargs)
+        self.model.eval()
+        self.template = PromptTemplate.from_config(self.model.config)
+        self.scorer = DocumentScorer(self.model, token_budget)
+        self._prompts: dict[Labels, list[EncodedPrompt]] = {}
+
+    # ------------------------------------------------------------------ the call
+
+    def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Annotates one document, a list, or an iterable; see the class docstring."""
+        if args:
+            raise ValueError(f"the pipeline takes one positional argument, the input; {len(args)} more were given.")
+        settings = self._settings(kwargs)
+        if _is_document(inputs, settings.is_split_into_words):
+            return next(iter(EntityStream(self, [inputs], settings)))
+        if settings.spans is not None:
+            raise ValueError(
+                "spans belong to one document: with several, give each as a dict with its own, for example "
+                '{"text": "...", "spans": [(0, 5)]}.'
+            )
+        if isinstance(inputs, list | tuple):
+            return list(EntityStream(self, inputs, settings))
+        is_stream = isinstance(inputs, Iterable) or (hasattr(inputs, "__getitem__") and hasattr(inputs, "__len__"))
+        if not is_stream or isinstance(inputs, bytes | bytearray):
+            raise ValueError(
+                f"the input must be a string, a list of words with is_split_into_words=True, a dict with 'text', "
+                f"or a list or iterable of these, not {type(inputs).__name__}."
+            )
+        return EntityStream(self, inputs, settings)
+
+    def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        known = Settings.__dataclass_fields__
+        unknown = sorted(set(kwargs) - set(known) - {"batch_size", "num_workers"})
+        if unknown:
+            raise ValueError(f"unknown keyword arguments {unknown}; the pipeline takes {sorted(known)}.")
+        for name in ("batch_size", "num_workers"):
+            if kwargs.pop(name, None) is not None:
+                logger.warning("%s has no effect: documents are packed by token_budget, see the documentation.", name)
+        return {name: value for name, value in kwargs.items() if value is not None}, {}, {}
+
+    def _settings(self, call: dict[str, Any]) -> Settings:
+        """The model's defaults, the pipeline's arguments and the call's, each replacing the ones before."""
+        config = self.model.config
+        own = {
+            "overlap": config.overlap,
+            "flat_selection": config.flat_selection,
+            "max_span_words": config.max_span_words,
+        }
+        return Settings(**(own | self._preprocess_params | self._sanitize_parameters(**call)[0]))
+
+    # ------------------------------------------------------------------ the three stages, on groups of documents
+
+    def preprocess(self, inputs: Sequence[Any], settings: Settings) -> list[Prepared]:
+        """Reads and encodes a group of documents."""
+        documents = [self._read(document, settings) for document in inputs]
+        encoded: dict[int, EncodedDocument] = {}
+        for split in (False, True):
+            chosen = [index for index, document in enumerate(documents) if isinstance(document.content, list) == split]
+            contents: list[Any] = [documents[index].content for index in chosen]
+            spans = [documents[index].spans for index in chosen]
+            batch = encode_documents(
+                contents,
+                self.tokenizer,
+                self.template,
+                max_span_words=settings.max_span_words,
+                is_split_into_words=split,
+                spans=spans if any(own is not None for own in spans) else None,
+            )
+            encoded |= dict(zip(chosen, batch, strict=True))
+        return [self._window(document, encoded[index], settings) for index, document in enumerate(documents)]
+
+    def _forward(self, model_inputs: Sequence[Prepared], **_: Any) -> list[np.ndarray[Any, Any]]:
+        """Scores a group of documents of one label set: per document the label logits [S, L + 1]."""
+        windows = [window for prepared in model_inputs for window in prepared.windows]
+        shards = self.scorer.score(self._encoded_prompts(model_inputs[0].labels), windows)
+        logits = [merge_shards(parts) if len(parts) > 1 else parts[0] for parts in zip(*shards, strict=True)]
+        counts = iter(logits)
+        return [np.concatenate(list(islice(counts, len(prepared.windows)))) for prepared in model_inputs]
+
+    def postprocess(
+        self, model_outputs: tuple[Sequence[Prepared], Sequence[Any]], settings: Settings
+    ) -> list[list[dict[str, Any]]]:
+        """Decodes a group of scored documents of one label set."""
+        group, logits = model_outputs
+        labels = [name for name, _ in group[0].labels]
+        spans = [[window.candidates for window in prepared.windows] for prepared in group]
+        flat = [candidates for document in spans for candidates in document]
+        counts = [sum(candidates.num_spans for candidates in document) for document in spans]
+        start, end, start_word, end_word = (
+            np.concatenate([getattr(candidates, name) for candidates in flat])
+            for name in ("start", "end", "start_word", "end_word")
+        )
+        decoded = decode_entities(
+            start,
+            end,
+            start_word,
+            end_word,
+            np.concatenate(logits),
+            labels,
+            self._thresholds(labels, settings),
+            temperature=self.model.config.temperature,
+            overlap=settings.overlap,
+            flat_selection=settings.flat_selection,
+            multi_label=settings.multi_label,
+            cu_spans=np.cumsum([0, *counts]),
+            with_scores=settings.return_all_scores,
+        )
+        write = _entity_rows if settings.aggregation_strategy == "simple" else _word_rows
+        return [
+            [row for entity in entities for row in write(entity, prepared)]
+            for entities, prepared in zip(decoded, group, strict=True)
+        ]
+
+    # ------------------------------------------------------------------ inside the stages
+
+    def _read(self, document: Any, settings: Settings) -> Document:
+        labels, spans = settings.candidate_labels, settings.spans
+        content = document
+        split = settings.is_split_into_words
+        if isinstance(document, Mapping):
+            strangers = sorted(set(document) - set(DOCUMENT_KEYS))
+            if strangers or ("text" in document) == ("words" in document):
+                raise ValueError(
+                    f"a document given as a dict has 'text' or 'words', and may have 'candidate_labels' and 'spans'; "
+                    f"this one has {sorted(map(str, document))}."
+                )
+            labels, spans = document.get("candidate_labels", labels), document.get("spans", spans)
+            split = "words" in document
+            content = document["words" if split else "text"]
+        expected = Sequence if split else str
+        if not isinstance(content, expected) or (split and isinstance(content, str)):
+            allowed = "a list of words (is_split_into_words=True)" if split else "a string"
+            raise ValueError(f"a document must be {allowed}, not {type(content).__name__}: {content!r:.80}")
+        return Document(content if isinstance(content, str) else list(content), self._labels(labels), spans)
+
+    def _labels(self, labels: Any) -> Labels:
+        if labels is None:
+            labels = self.model.config.labels
+            if not labels:
+                raise ValueError(
+                    "this model has no labels of its own: name the entity types to look for, for example "
+                    'candidate_labels=["Person", "Company"].'
+                )
+        named = normalize_labels(labels)
+        if self.template.none_label in named:
+            raise ValueError(f"{self.template.none_label!r} is the none label: no entity type may have its name.")
+        return tuple(named.items())
+
+    def _thresholds(self, labels: Sequence[str], settings: Settings) -> list[float]:
+        config, given = self.model.config, settings.threshold
+        if isinstance(given, Mapping):
+            strangers = sorted(set(given) - set(labels))
+            if strangers:
+                raise ValueError(f"threshold names {strangers}, which are not among the labels {list(labels)}.")
+            own = {label: check_threshold(value, f"label {label!r}") for label, value in given.items()}
+            return [own.get(label, config.label_thresholds.get(label, config.threshold)) for label in labels]
+        if given is not None:
+            return [check_threshold(given, "this call")] * len(labels)
+        return [config.label_thresholds.get(label, config.threshold) for label in labels]
+
+    def _encoded_prompts(self, labels: Labels) -> list[EncodedPrompt]:
+        """The prompts of a label set: one, or as many shards as symbols and positions make necessary."""
+        if labels not in self._prompts:
+            self._prompts[labels] = self._encode_prompts(dict(labels))
+        return self._prompts[labels]
+
+    def _encode_prompts(self, labels: dict[str, str | None]) -> list[EncodedPrompt]:
+        limit = self.model.position_limit
+        most = len(labels)  # in one prompt
+        while True:
+            try:
+                prompts = [self._encode_prompt(shard) for shard in shard_labels(labels, most)]
+            except TooManyLabelsError as error:
+                if not 0 < error.available < most:
+                    raise
+                most = error.available
+                continue
+            longest = max(len(prompt.prefix_token_ids) for prompt in prompts)
+            if limit is None or longest <= limit.limit // 2 or most == 1:
+                return prompts
+            most = -(-most // 2)
+
+    def _encode_prompt(self, labels: dict[str, str | None]) -> EncodedPrompt:
+        symbols = choose_symbols(self.tokenizer, len(labels))
+        return EncodedPrompt(
+            prefix_token_ids=self.template.encode_prefix(self.tokenizer, labels, symbols),
+            symbol_token_ids=symbols.token_ids,
+            cue_token_ids=self.template.encode_cue(self.tokenizer),
+        )
+
+    def _window(self, document: Document, encoded: EncodedDocument, settings: Settings) -> Prepared:
+        limit = self.model.position_limit
+        whole = Prepared(document.labels, isinstance(document.content, list), encoded, [encoded])
+        if limit is None:
+            return whole
+        prompts = self._encoded_prompts(document.labels)
+        room = limit.limit - max(len(prompt.prefix_token_ids) + len(prompt.cue_token_ids) for prompt in prompts)
+        needed = len(encoded.chain_token_ids) + encoded.candidates.longest
+        if needed <= room:
+            return whole
+        if settings.long_documents == "error":
+            raise ValueError(
+                f"a document needs {needed} tokens with its longest span, but only {room} positions are left behind the "
+                f'prompt ({limit.reason}). Use long_documents="window" or "truncate", or split it.'
+            )
+        if settings.long_documents == "window":
+            return replace(whole, windows=split_into_windows(encoded, room, self.tokenizer, self.template))
+        beginning, kept = truncate_document(encoded, room, self.tokenizer, self.template)
+        logger.warning("A document of %d characters is truncated after character %d.", len(encoded.text), kept)
+        return replace(whole, windows=[beginning], truncated_at=kept)
+
+    # ------------------------------------------------------------------ saving
+
+    def save_pretrained(self, save_directory: Any, *, include_code: bool = False, **kwargs: Any) -> None:
+        """Writes model, tokenizer and model card; with `include_code` also the code, see the model's method."""
+        self.model.save_pretrained(save_directory, include_code=include_code, **kwargs)
+        write_tokenizer(self.tokenizer, str(save_directory))
+        write_model_card(self.model.config, str(save_directory))
+
+    def push_to_hub(self, repo_id: str, *, include_code: bool = True, **kwargs: Any) -> Any:
+        """Uploads what `save_pretrained` writes, by default with the code; `kwargs` as for the model's method."""
+        return upload(lambda folder: self.save_pretrained(folder, include_code=include_code), repo_id, **kwargs)
+
+
+class EntityStream:
+    """The results of a pipeline over an iterable of documents, one list of dicts each, in input order, lazily."""
+
+    def __init__(self, pipeline: DecodNERPipeline, inputs: Any, settings: Settings) -> None:
+        """Nothing is read before the first result is asked for."""
+        self.pipeline, self.inputs, self.settings = pipeline, inputs, settings
+
+    def __len__(self) -> int:
+        """Number of documents, where the input knows it."""
+        return len(self.inputs)
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        """Yields each document's entities; the next group is encoded while this one is scored."""
+        source = _items(self.inputs)
+        with ThreadPoolExecutor(1) as worker:
+            coming = worker.submit(self._next_group, source)
+            while group := coming.result():
+                coming = worker.submit(self._next_group, source)
+                for run in self._runs(group):
+                    yield from self._annotate(run)
+
+    def _next_group(self, source: Iterator[Any]) -> list[Prepared]:
+        group: list[Any] = []
+        characters = 0
+        for document in source:
+            group.append(document)
+            characters += _size(document)
+            if len(group) >= DOCUMENTS_AT_ONCE or characters >= CHARACTERS_AT_ONCE:
+                break
+        return self.pipeline.preprocess(group, self.settings) if group else []
+
+    def _runs(self, group: list[Prepared]) -> Iterator[list[Prepared]]:
+        """Consecutive documents of one label set that fit a pass together; windows of a document stay together."""
+        start = 0
+        while start < len(group):
+            end = start
+            while end < len(group) and group[end].labels == group[start].labels:
+                end += 1
+            alike = group[start:end]
+            for run in self.pipeline.scorer.runs([prepared.num_nodes for prepared in alike]):
+                yield alike[run.start : run.stop]
+            start = end
+
+    def _annotate(self, run: list[Prepared]) -> list[list[dict[str, Any]]]:
+        logits = self.pipeline.forward(run)
+        return self.pipeline.postprocess((run, logits), self.settings)
+
+
+def _entity_rows(entity: Entity, prepared: Prepared) -> list[dict[str, Any]]:
+    """One dict: the entity as a whole."""
+    row: dict[str, Any] = {"entity_group": entity.label, "score": entity.score}
+    row |= {"word": prepared.document.text[entity.start : entity.end], "start": entity.start, "end": entity.end}
+    if prepared.is_split:
+        row |= {"start_word": entity.start_word, "end_word": entity.end_word}
+    return [_marked(row, entity, prepared)]
+
+
+def _word_rows(entity: Entity, prepared: Prepared) -> list[dict[str, Any]]:
+    """One dict a word of the entity, B- on the first and I- on the others."""
+    document = prepared.document
+    rows: list[dict[str, Any]] = []
+    for index in range(entity.start_word, entity.end_word):
+        start = max(int(document.word_starts[index]), entity.start)
+        end = min(int(document.word_ends[index]), entity.end)
+        row = {"entity": f"{'I' if rows else 'B'}-{entity.label}", "score": entity.score, "index": index}
+        rows.append(_marked(row | {"word": document.text[start:end], "start": start, "end": end}, entity, prepared))
+    return rows
+
+
+def _marked(row: dict[str, Any], entity: Entity, prepared: Prepared) -> dict[str, Any]:
+    if entity.scores is not None:
+        row["scores"] = entity.scores
+    if prepared.truncated_at is not None:
+        row["truncated_at"] = prepared.truncated_at
+    return row
+
+
+def _is_document(inputs: Any, is_split_into_words: bool) -> bool:
+    """Whether the input is one document and not several."""
+    if isinstance(inputs, str | Mapping):
+        return True
+    return is_split_into_words and isinstance(inputs, list | tuple) and bool(inputs) and isinstance(inputs[0], str)
+
+
+def _items(inputs: Any) -> Iterator[Any]:
+    """Iterates over anything with `__iter__`, or with `__getitem__` and `__len__` as map-style datasets."""
+    if isinstance(inputs, Iterable):
+        return iter(inputs)
+    return (inputs[index] for index in range(len(inputs)))
+
+
+def _size(document: Any) -> int:
+    """Characters of a document, roughly and without checking it: reading it comes later."""
+    content = document.get("text", document.get("words", "")) if isinstance(document, Mapping) else document
+    if isinstance(content, str):
+        return len(content)
+    return sum(len(word) for word in content if isinstance(word, str)) if isinstance(content, Sequence) else 0

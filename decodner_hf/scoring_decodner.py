@@ -1,0 +1,189 @@
+"""Scores encoded documents with a model, in packed passes of at most a budget of tokens.
+
+In: encoded prompts and documents. Out: label logits of every candidate span, document by document.
+Short documents share a pass; a document beyond the budget is kept as a prefix and its spans take several passes. The
+result does not depend on the packing. Where memory runs out, the budget is halved and the pass repeated.
+Knows nothing of text, thresholds or entities.
+"""
+
+import logging
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .cache_decodner import DualBufferCache
+from .forest_decodner import SpanPaths, build_forest
+from .modeling_decodner import DecodNERForSpanClassification
+from .spans_decodner import EncodedDocument
+
+IntArray = NDArray[np.int64]
+FloatArray = NDArray[np.float32]
+
+logger = logging.getLogger(__name__)
+
+TOKEN_BUDGET = {"cuda": 16384, "cpu": 4096}  # forest nodes a pass
+SMALLEST_BUDGET = 64
+KEPT_PREFIXES = 8
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """The part of the prompt that documents share, for one set of labels.
+
+    Attributes:
+        prefix_token_ids: int64 [P].
+        symbol_token_ids: int64 [L + 1], the none label's first.
+        cue_token_ids: int64 [n], what follows every span.
+    """
+
+    prefix_token_ids: IntArray
+    symbol_token_ids: IntArray
+    cue_token_ids: IntArray
+
+
+class DocumentScorer:
+    """Runs documents through a model; keeps the prefixes it has encoded."""
+
+    def __init__(self, model: DecodNERForSpanClassification, token_budget: int | None = None) -> None:
+        """Takes `token_budget` forest nodes a pass, or a default for the model's device."""
+        self.model = model
+        budget = token_budget or TOKEN_BUDGET.get(model.device.type, TOKEN_BUDGET["cpu"])
+        self.token_budget = min(budget, model.node_limit or budget)
+        self._prefixes: OrderedDict[bytes, DualBufferCache] = OrderedDict()
+
+    def score(self, prompts: Sequence[EncodedPrompt], documents: Sequence[EncodedDocument]) -> list[list[FloatArray]]:
+        """Scores documents against each prompt.
+
+        Args:
+            prompts: the shards of a label set; one where the labels fit a prompt.
+            documents: B documents.
+
+        Returns:
+            Per prompt and document the label logits, float32 [S, L + 1]; the none label's first.
+
+        Raises:
+            ValueError: what the model refuses (a document beyond its positions, say).
+        """
+        return [self._score_documents(prompt, documents) for prompt in prompts]
+
+    def runs(self, sizes: Sequence[int]) -> Iterator[range]:
+        """Cuts items of these sizes, in nodes, into runs that fit the budget; a larger item is a run of its own."""
+        start, filled = 0, 0
+        for index, size in enumerate(sizes):
+            if index > start and filled + size > self.token_budget:
+                yield range(start, index)
+                start, filled = index, 0
+            filled += size
+        if start < len(sizes):
+            yield range(start, len(sizes))
+
+    def prefix(self, prompt: EncodedPrompt) -> DualBufferCache:
+        """The prompt's prefix, encoded now or before."""
+        key = prompt.prefix_token_ids.tobytes()
+        if key not in self._prefixes:
+            self._prefixes[key] = self.model.encode_prefix(prompt.prefix_token_ids)
+            if len(self._prefixes) > KEPT_PREFIXES:
+                self._prefixes.popitem(last=False)
+        self._prefixes.move_to_end(key)
+        return self._prefixes[key]
+
+    def _score_documents(self, prompt: EncodedPrompt, documents: Sequence[EncodedDocument]) -> list[FloatArray]:
+        logits: list[FloatArray] = []
+        while len(logits) < len(documents):
+            left = documents[len(logits) :]
+            run = next(self.runs([num_nodes(document) for document in left]))
+            try:
+                logits += self._score_run(prompt, left[: len(run)])
+            except torch.OutOfMemoryError:
+                if self.token_budget <= SMALLEST_BUDGET:
+                    raise
+                self._halve_budget()
+        return logits
+
+    def _halve_budget(self) -> None:
+        logger.warning(
+            "Out of memory with %d tokens a pass: repeating the pass with %d. Nothing is lost; set token_budget lower "
+            "to avoid this.",
+            self.token_budget,
+            self.token_budget // 2,
+        )
+        self.token_budget //= 2
+        self._prefixes.clear()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _score_run(self, prompt: EncodedPrompt, documents: Sequence[EncodedDocument]) -> list[FloatArray]:
+        if len(documents) == 1 and num_nodes(documents[0]) > self.token_budget:
+            return [self._score_long(prompt, documents[0])]
+        scored = [document for document in documents if document.candidates.num_spans]
+        columns = len(prompt.symbol_token_ids)
+        if not scored:
+            return [np.empty((0, columns), np.float32) for _ in documents]
+        cache = self.prefix(prompt)
+        chains, paths = zip(*((d.chain_token_ids, d.candidates.paths) for d in scored), strict=True)
+        logits, cu_spans = self._score_forest(prompt, cache, chains, paths)
+        counts = np.cumsum([0, *(document.candidates.num_spans for document in documents)])
+        assert counts[-1] == cu_spans[-1], "every document's spans are scored"
+        return [logits[start:end] for start, end in zip(counts[:-1], counts[1:], strict=True)]
+
+    def _score_long(self, prompt: EncodedPrompt, document: EncodedDocument) -> FloatArray:
+        """Grows the prefix by the document, scores its spans in several passes, and takes the document off again."""
+        cache = self.prefix(prompt)
+        before = cache.prefix_length
+        logits = np.empty((document.candidates.num_spans, len(prompt.symbol_token_ids)), np.float32)
+        try:
+            for start in range(0, len(document.chain_token_ids), self.token_budget):
+                self.model.encode_prefix(document.chain_token_ids[start : start + self.token_budget], cache)
+            for spans, paths in split_paths(document.candidates.paths, self.token_budget):
+                logits[spans] = self._score_forest(prompt, cache, [[]], [paths])[0]
+        finally:
+            cache.crop(before - cache.prefix_length)
+        return logits
+
+    def _score_forest(
+        self,
+        prompt: EncodedPrompt,
+        cache: DualBufferCache,
+        chains: Sequence[Sequence[int] | IntArray],
+        paths: Sequence[SpanPaths],
+    ) -> tuple[FloatArray, torch.Tensor]:
+        forest = build_forest(
+            chains, paths, first_position=cache.prefix_length, cue_token_ids=prompt.cue_token_ids.tolist()
+        )
+        logits = self.model.score_forest(forest, prompt.symbol_token_ids, cache)
+        return logits.float().cpu().numpy(), forest.cu_spans
+
+
+def num_nodes(document: EncodedDocument) -> int:
+    """Upper bound of the document's forest nodes, an answer cue left out: shared nodes count as often as they occur."""
+    return len(document.chain_token_ids) + len(document.candidates.paths.token_ids)
+
+
+def split_paths(paths: SpanPaths, token_budget: int) -> Iterator[tuple[IntArray, SpanPaths]]:
+    """Cuts one document's paths into runs of at most `token_budget` tokens, or a single longer path.
+
+    Yields:
+        The indices [K] of the spans on a run's paths, and the run.
+    """
+    order = np.argsort(paths.span_path, kind="stable")
+    ordered = paths.span_path[order]
+    bounds, first, count = paths.cu_seqlens, 0, len(paths.cu_seqlens) - 1
+    while first < count:
+        fitting = int(np.searchsorted(bounds, bounds[first] + token_budget, side="right")) - 1
+        last = max(fitting, first + 1)
+        spans = order[np.searchsorted(ordered, first) : np.searchsorted(ordered, last)]
+        if len(spans):
+            yield (
+                spans,
+                SpanPaths(
+                    token_ids=paths.token_ids[bounds[first] : bounds[last]],
+                    cu_seqlens=bounds[first : last + 1] - bounds[first],
+                    span_path=paths.span_path[spans] - first,
+                    span_length=paths.span_length[spans],
+                ),
+            )
+        first = last
