@@ -41,7 +41,7 @@ class SpanPaths:
         """Makes one path of each span's token ids."""
         lengths = np.fromiter((len(span) for span in spans), np.int64, len(spans))
         token_ids = np.fromiter((token for span in spans for token in span), np.int64, int(lengths.sum()))
-        return cls(token_ids, _bounds(lengths), np.arange(len(spans)), lengths)
+        return cls(token_ids, bounds_of(lengths), np.arange(len(spans)), lengths)
 
 
 @dataclass(frozen=True)
@@ -129,17 +129,17 @@ def build_forest(
     span_counts = np.fromiter((len(document.span_path) for document in spans), np.int64, len(spans))
     table = _PathTable.of(spans, span_counts, np.asarray(cue_token_ids, np.int64))
     tree_sizes = np.bincount(table.document, weights=table.new_nodes, minlength=len(chains)).astype(np.int64)
-    cu_nodes = _bounds(chain_lengths + tree_sizes)
+    cu_nodes = bounds_of(chain_lengths + tree_sizes)
     first_nodes = table.place(cu_nodes[:-1] + chain_lengths)
 
     token_ids = np.empty(cu_nodes[-1], np.int64)
     position_ids = np.empty(cu_nodes[-1], np.int64)
     subtree_end = np.empty(cu_nodes[-1], np.int32)
-    chain_nodes = np.repeat(cu_nodes[:-1], chain_lengths) + _ramp(chain_lengths)
+    chain_nodes = np.repeat(cu_nodes[:-1], chain_lengths) + ramp_of(chain_lengths)
     token_ids[chain_nodes] = np.concatenate(
         [np.asarray(chain, np.int64) for chain in chains] or [np.empty(0, np.int64)]
     )
-    position_ids[chain_nodes] = first_position + _ramp(chain_lengths)
+    position_ids[chain_nodes] = first_position + ramp_of(chain_lengths)
     subtree_end[chain_nodes] = np.repeat(cu_nodes[1:] - 1, chain_lengths)
 
     row, depth = table.created()
@@ -157,7 +157,7 @@ def build_forest(
         subtree_end=torch.from_numpy(subtree_end),
         span_nodes=torch.from_numpy(table.span_nodes(first_nodes)),
         cu_nodes=torch.from_numpy(cu_nodes),
-        cu_spans=torch.from_numpy(_bounds(span_counts)),
+        cu_spans=torch.from_numpy(bounds_of(span_counts)),
     )
 
 
@@ -218,7 +218,7 @@ class _PathTable:
         span_length = np.concatenate([document.span_length for document in spans] or empty)
         local_path = np.concatenate([document.span_path for document in spans] or empty)
         _check_spans(local_path, span_length, np.repeat(path_counts, span_counts))
-        span_path = local_path + np.repeat(_bounds(path_counts)[:-1], span_counts)
+        span_path = local_path + np.repeat(bounds_of(path_counts)[:-1], span_counts)
         if (span_length > lengths[span_path]).any():
             longest = int((span_length - lengths[span_path]).argmax())
             raise ValueError(
@@ -226,10 +226,10 @@ class _PathTable:
             )
         document = np.repeat(np.arange(len(spans)), path_counts)
         if len(cue):  # every span end gets its own path: the span's tokens, then the cue
-            starts = _bounds(lengths)[:-1][span_path]
+            starts = bounds_of(lengths)[:-1][span_path]
             document, lengths = document[span_path], span_length + len(cue)
-            source = np.repeat(starts, lengths) + _ramp(lengths)
-            ramp, limit = _ramp(lengths), np.repeat(span_length, lengths)
+            source = np.repeat(starts, lengths) + ramp_of(lengths)
+            ramp, limit = ramp_of(lengths), np.repeat(span_length, lengths)
             in_cue = ramp >= limit
             tokens = flat[np.where(in_cue, 0, source)]
             tokens[in_cue] = cue[(ramp - limit)[in_cue]]
@@ -254,7 +254,7 @@ class _PathTable:
     def created(self) -> tuple[IntArray, IntArray]:
         """Row and depth of every created node, in node order."""
         counts = self.new_nodes
-        return np.repeat(np.arange(len(counts)), counts), np.repeat(self.shared, counts) + _ramp(counts)
+        return np.repeat(np.arange(len(counts)), counts), np.repeat(self.shared, counts) + ramp_of(counts)
 
     def subtree_ends(self, first_nodes: IntArray, document_ends: IntArray) -> IntArray:
         """[R, W]: the last descendant of the node that row r creates at depth d.
@@ -311,11 +311,11 @@ def _shared_with_previous(table: IntArray, lengths: IntArray, document: IntArray
     return shared
 
 
-def _bounds(lengths: IntArray) -> IntArray:
-    """[n] lengths -> [n + 1] starts, the total last."""
+def bounds_of(lengths: IntArray) -> IntArray:
+    """Returns where each of n runs of these lengths starts, and the total: [n] -> [n + 1], as `cu_seqlens`."""
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
 
 
-def _ramp(lengths: IntArray) -> IntArray:
-    """0 .. length - 1 for each length, one after the other."""
-    return np.arange(int(lengths.sum())) - np.repeat(_bounds(lengths)[:-1], lengths)
+def ramp_of(lengths: IntArray) -> IntArray:
+    """Returns 0 .. length - 1 for each length, one run after the other."""
+    return np.arange(int(lengths.sum())) - np.repeat(bounds_of(lengths)[:-1], lengths)

@@ -1,10 +1,11 @@
-r"""Splits text into the words at whose edges an entity may start or end.
+"""Splits text into the words at whose edges an entity may start or end.
 
 In: a string. Out: character starts and ends of its words. Everything visible belongs to exactly one word.
 Words are fine pieces, so that no entity is out of reach: "Apple's" is "Apple", "'s"; "dell'Italia" is "dell'",
-"Italia"; "Jean-Luc" is "Jean", "-", "Luc"; "(AT&T)!" is "(", "AT", "&", "T", ")", "!". What entities are not cut in stays
-whole: "U.S.", "3.5", "1,000", URLs, e-mail addresses, emoji, flags, letters with their marks, dots or dashes in a row.
-Scripts without spaces between words, Hangul with its particles included, give a word a character (Katakana a run).
+"Italia"; "Jean-Luc" is "Jean", "-", "Luc"; "(AT&T)!" is "(", "AT", "&", "T", ")", "!". Kept whole is what entities do
+not begin or end in: "U.S.", "3.5", "1,000", URLs, e-mail addresses, emoji, flags, letters with their marks, "...".
+Scripts without spaces, and Hangul with its particles, have a word per character, Katakana per run: raise
+`max_span_words` for them. Invisible characters at a word's edge (spaces, controls, direction marks) are in no word.
 """
 
 import numpy as np
@@ -13,24 +14,28 @@ from numpy.typing import NDArray
 
 IntArray = NDArray[np.int64]
 
-# Scripts in which a space does not end a word; lb=SA: Thai, Lao, Khmer, Myanmar and their like.
-_UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Bopomofo}\p{Yi}\p{Hangul}\p{lb=SA}]"
+# Thai, Lao, Khmer, Myanmar and their like: a vowel in front, or a consonant above, belongs to what follows.
+_COMPLEX = r"\p{Line_Break=Complex_Context}"
+_UNSPACED = rf"[\p{{Han}}\p{{Hiragana}}\p{{Katakana}}\p{{Bopomofo}}\p{{Yi}}\p{{Hangul}}{_COMPLEX}]"
 _LETTER = rf"[[[\p{{Alphabetic}}\p{{M}}\p{{N}}]--{_UNSPACED}]\p{{Nd}}]"
-_JOINER = r"[\u00AD\u200C\u200D\u2060]"  # invisible and inside words: soft hyphen, zero-width (non-)joiner, word joiner
+_JOINER = r"[\u00AD\u200C\u200D\u2060]"  # invisible within words: soft hyphen, zero-width joiners, word joiner
 _INVISIBLE = r"[[\s\p{Z}\p{Cc}\p{Cf}]--[\u0600-\u0605\u06DD\u070F\u08E2\U000110BD\U000110CD\U000E0020-\U000E007F]]"
 _CLITIC = r"(?i:s|t|d|m|ll|re|ve)"
 _WORD = regex.compile(
     rf"""(?V1x)
-      (?:https?|ftp)://[!-~]*[A-Za-z0-9/_\#=&%~+-]          # URL, without the punctuation behind it
+      [A-Za-z]++(?=[ ,\n])                                  # most English words, at once
+    | (?:https?|ftp)://[!-~]*[A-Za-z0-9/_\#=&%~+-]          # URL, without the punctuation behind it
     | www\.[!-~]*[A-Za-z0-9/_\#=&%~+-]
     | (?<![\w.%+-])[\w.%+-]{{1,64}}+@[A-Za-z0-9-]++(?:\.[A-Za-z0-9-]++)+   # e-mail address
     | (?<!{_LETTER})[\p{{L}}&&{_LETTER}]\p{{M}}*+(?:\.[\p{{L}}&&{_LETTER}]\p{{M}}*+)+(?!{_LETTER})\.?  # U.S.
-    | (?<={_LETTER})['’]{_CLITIC}(?!{_LETTER})             # the 's of Apple's
+    | (?<={_LETTER})['\u2019]{_CLITIC}(?!{_LETTER})             # the 's of Apple's
     | {_LETTER}++(?:(?:_++|{_JOINER}++|(?<=\p{{Nd}})[.,\u066B\u066C](?=\p{{Nd}})){_LETTER}++)*+
-      (?:['’](?=[\p{{L}}&&{_LETTER}])(?!{_CLITIC}(?!{_LETTER})))?         # the l' of l'Italia
+      (?:['\u2019](?=[\p{{L}}&&{_LETTER}])(?!{_CLITIC}(?!{_LETTER})))?         # the l' of l'Italia
     | [\p{{Katakana}}\u30FC\uFF70\uFF9E\uFF9F\u3099\u309A]++\p{{M}}*+
-    | [\u0E40-\u0E44\u0EC0-\u0EC4]?(?:\X(?<=[\u17D2\u1039]))*\X[\u0E30\u0E32\u0E33\u0E45\u0EB0\u0EB2\u0EB3]*+(?<=\p{{lb=SA}}\p{{M}}*)
+    | (?={_COMPLEX})(?:[\u0E40-\u0E44\u0EC0-\u0EC4](?={_COMPLEX}))?           # Thai and its like: see _COMPLEX
+      (?:\X(?<=[\u17D2\u1039])(?={_COMPLEX}))*\X[\u0E30\u0E32\u0E33\u0E45\u0EB0\u0EB2\u0EB3\p{{M}}]*+
     | ([\p{{P}}\p{{Sm}}\p{{Sk}}])\1{{2,}}+(?![\p{{M}}\u200D])  # ... and ---
+    | \p{{Regional_Indicator}}{{2}}\p{{M}}*+                # a flag
     | (?!{_INVISIBLE})\X                                    # any other character with its marks; emoji, flags
     """
 )
@@ -38,7 +43,5 @@ _WORD = regex.compile(
 
 def split_words(text: str) -> tuple[IntArray, IntArray]:
     """Returns the starts and the ends (half-open, in characters) of the words of `text`, int64 [W] each, in order."""
-    bounds = np.fromiter(
-        (bound for match in _WORD.finditer(text) for bound in match.span()), np.int64
-    ).reshape(-1, 2)
+    bounds = np.fromiter((bound for match in _WORD.finditer(text) for bound in match.span()), np.int64).reshape(-1, 2)
     return bounds[:, 0].copy(), bounds[:, 1].copy()

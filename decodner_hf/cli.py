@@ -1,0 +1,300 @@
+"""The command line: `decodner TEXT` and `decodner annotate FILE`.
+
+In: arguments. Out: entities on standard output or in a file, messages on standard error, an exit code: 0 done,
+1 failed, 2 wrong usage, 130 interrupted. torch and transformers are imported once the arguments are known to be right.
+Knows nothing of how entities are found: it calls the pipeline.
+"""
+
+import argparse
+import io
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from .annotate import Job, Pipe, annotate, prepare, stream
+from .corpus_files import Record, decoded_lines
+from .rendering import html_page, printable, table
+
+OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+COMMANDS = ("tag", "annotate")
+DTYPES = ("auto", "float32", "float16", "bfloat16")
+OVERLAPS = ("flat", "nested", "all")
+FORMATS = ("table", "json", "jsonl", "html")
+
+EXAMPLES = """\
+Finds named entities with a causal language model.
+
+examples:
+  decodner "Steve Jobs founded Apple." --model DIR_OR_ID --labels Person Company
+  cat news.txt | decodner --model DIR_OR_ID --labels "Person=a named human being" Company --format jsonl
+  decodner annotate news.jsonl --out entities.jsonl --model DIR_OR_ID --labels Person Company
+
+`decodner TEXT` is short for `decodner tag TEXT`; `decodner tag --help` and `decodner annotate --help` say more.
+DECODNER_MODEL in the environment stands in for --model.
+"""
+TAG = """\
+Finds entities in texts given as arguments, or in standard input, each line of which is a document.
+Give the texts before --labels, or put -- between the labels and the texts.
+"""
+ANNOTATE = """\
+Finds entities in every document of a file: txt (a document a line), jsonl, csv or parquet.
+Writes jsonl or parquet (the input's fields and the entities), conll (a word and its tag a line) or html.
+The output appears when it is complete. After an interruption --resume goes on where the run stopped.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line on `argv` (the process's arguments if None) and returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # texts are any Unicode, whatever the terminal's locale
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
+    if not arguments and sys.stdin.isatty():
+        _parser().print_help(sys.stderr)
+        return USAGE
+    if not arguments or arguments[0] not in (*COMMANDS, "-h", "--help"):
+        arguments.insert(0, "tag")
+    try:
+        options = _parse(arguments)
+    except SystemExit as stop:  # argparse has printed its message
+        return int(stop.code or 0)
+    try:
+        return int(options.run(options))
+    except KeyboardInterrupt:
+        _say("interrupted.")
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output, `head` for instance, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
+        _say(f"error: {error}")
+        return FAILED
+
+
+def _parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("decodner", description=EXAMPLES, formatter_class=raw, allow_abbrev=False)
+    commands = parser.add_subparsers(metavar="{tag,annotate}", required=True)
+    tag = commands.add_parser("tag", help="find entities in texts", description=TAG, formatter_class=raw)
+    tag.add_argument("texts", nargs="*", metavar="TEXT", help="a document; without any, standard input is read")
+    tag.add_argument("--format", choices=FORMATS, default="table", help="of the output (default: table)")
+    tag.set_defaults(run=_tag, parser=tag)
+    many = commands.add_parser("annotate", help="find entities in a file", description=ANNOTATE, formatter_class=raw)
+    many.add_argument("input", type=Path, metavar="INPUT", help="a .txt, .jsonl, .csv or .parquet file")
+    many.add_argument(
+        "--out", type=Path, required=True, metavar="OUTPUT", help="a .jsonl, .parquet, .conll or .html file"
+    )
+    many.add_argument("--text-column", default="text", metavar="NAME", help="the field with the text (default: text)")
+    many.add_argument(
+        "--entities-column", default="entities", metavar="NAME", help="the output's new field (default: entities)"
+    )
+    many.add_argument(
+        "--on-error", choices=("stop", "skip"), default="stop", help="at a broken document: stop (default), or skip it"
+    )
+    start = many.add_mutually_exclusive_group()
+    start.add_argument("--resume", action="store_true", help="go on with an interrupted run, if there is one")
+    start.add_argument("--overwrite", action="store_true", help="replace an output that exists, start from nothing")
+    many.set_defaults(run=_annotate, parser=many)
+    for command in (tag, many):
+        _add_pipeline_options(command)
+    return parser
+
+
+def _add_pipeline_options(command: argparse.ArgumentParser) -> None:
+    model = os.environ.get("DECODNER_MODEL")
+    options = command.add_argument_group("model and labels")
+    options.add_argument(
+        "--model", default=model, required=model is None, metavar="DIR_OR_ID", help="a folder, or a name on the Hub"
+    )
+    options.add_argument(
+        "--labels", nargs="+", metavar="NAME[=DESCRIPTION]", help="entity types (default: those of the model)"
+    )
+    options.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: an accelerator where there is one)")
+    options.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights (default: auto, as saved)")
+    options.add_argument(
+        "--threshold", type=_probability, metavar="P", help="lowest score reported, 0 to 1 (default: the model's)"
+    )
+    options.add_argument(
+        "--label-threshold", type=_label_threshold, action="append", default=[], metavar="NAME=P",
+        help="the threshold of one label; may be repeated",
+    )  # fmt: skip
+    options.add_argument(
+        "--overlap",
+        choices=OVERLAPS,
+        help="flat: entities never overlap; nested: none cross; all (default: the model's)",
+    )
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    options = _parser().parse_args(arguments)
+    fail = options.parser.error
+    options.labels = _labels(options.labels, fail) if options.labels else None
+    thresholds = dict(options.label_threshold)
+    if len(thresholds) < len(options.label_threshold):
+        fail("argument --label-threshold: a label is named twice")
+    strangers = [name for name in thresholds if options.labels is not None and name not in options.labels]
+    if strangers:
+        fail(f"argument --label-threshold: {', '.join(strangers)} not among --labels {' '.join(options.labels)}")
+    if thresholds and options.threshold is not None and options.labels is None:
+        fail("argument --threshold: with --label-threshold it needs --labels, to know which other labels it is for")
+    options.label_threshold = thresholds
+    if options.run is _annotate and options.out.suffix.lower() == ".conll":
+        if options.overlap not in (None, "flat"):
+            fail(f"argument --overlap: a conll file has one tag a word and cannot hold --overlap {options.overlap}")
+        options.overlap = "flat"
+    return options
+
+
+def _labels(given: Sequence[str], fail: Any) -> dict[str, str | None]:
+    labels: dict[str, str | None] = {}
+    for item in given:
+        name, equals, description = item.partition("=")
+        if not name.strip() or (equals and not description.strip()):
+            fail(f"argument --labels: {item!r} is not NAME or NAME=DESCRIPTION")
+        if name in labels:
+            fail(f"argument --labels: {name!r} is named twice")
+        labels[name] = description if equals else None
+    return labels
+
+
+def _probability(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0.0 <= value <= 1.0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
+    return value
+
+
+def _label_threshold(text: str) -> tuple[str, float]:
+    name, equals, value = text.rpartition("=")
+    if not equals or not name.strip():
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=P, for example Person=0.3")
+    return name, _probability(value)
+
+
+def load_pipeline(options: argparse.Namespace) -> Pipe:
+    """Loads the model that the options name. The one place that imports torch and transformers.
+
+    Raises:
+        ValueError: options the pipeline refuses.
+        OSError: a model that cannot be found.
+    """
+    if options.model.startswith((".", "/", "~")) and not Path(options.model).exists():
+        raise FileNotFoundError(f"there is no folder {options.model}.")
+    from transformers import pipeline
+    from transformers.utils import logging
+
+    from .pipeline_decodner import DecodNERPipeline
+
+    chosen = {"candidate_labels": options.labels, "threshold": _threshold(options), "overlap": options.overlap}
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+    # The class is named because a folder with custom code asks for trust_remote_code otherwise.
+    pipe = pipeline(
+        "decodner-ner",
+        model=options.model,
+        device=options.device,
+        dtype=options.dtype,
+        pipeline_class=DecodNERPipeline,
+        **{name: value for name, value in chosen.items() if value is not None},
+    )
+    if options.labels is None and not pipe.model.config.entity_labels:
+        raise ValueError(f"{options.model} has no labels of its own: name some with --labels.")
+    loaded: Pipe = pipe
+    loaded("")  # what the model cannot serve, a label named None for instance, is refused now and once
+    return loaded
+
+
+def _threshold(options: argparse.Namespace) -> float | dict[str, float] | None:
+    general: float | None = options.threshold
+    of_labels: dict[str, float] = options.label_threshold
+    if of_labels and general is not None:
+        return {label: of_labels.get(label, general) for label in options.labels}
+    return of_labels or general
+
+
+def _tag(options: argparse.Namespace) -> int:
+    records = _given(options.texts) if options.texts else _from_standard_input()
+    first = next(records, None)
+    if first is None:
+        _say("standard input was empty. (Texts go before --labels, or behind a --.)")
+        return OK
+    results = _results(load_pipeline(options), chain([first], records))
+    if options.format == "table":
+        for number, (record, entities) in enumerate(results):
+            if len(options.texts) != 1:
+                print(f"{chr(10) if number else ''}# {record.place}: {printable(record.text[:100])}")
+            print(table(entities) or "no entities\n", end="", flush=True)
+    elif options.format == "jsonl":
+        for record, entities in results:
+            print(json.dumps({"text": record.text, "entities": entities}, ensure_ascii=False), flush=True)
+    elif options.format == "json":
+        documents = [{"text": record.text, "entities": entities} for record, entities in results]
+        print(json.dumps(documents, ensure_ascii=False, indent=2))
+    else:
+        print("".join(html_page([(record.text, entities) for record, entities in results])), end="")
+    return OK
+
+
+def _results(pipe: Pipe, records: Iterator[Record]) -> Iterator[tuple[Record, list[dict[str, Any]]]]:
+    for record, outcome in stream(pipe, records):
+        if isinstance(outcome, ValueError):
+            raise ValueError(f"{record.place}: {outcome}") from outcome
+        yield record, outcome
+
+
+def _given(texts: Sequence[str]) -> Iterator[Record]:
+    for number, text in enumerate(texts, 1):
+        if len(text) < 1000 and "\n" not in text and Path(text).is_file():
+            _say(f"note: {text!r} is read as a text, not as the file of that name; for files: decodner annotate.")
+        yield Record(f"text {number}", text, {})
+
+
+def _from_standard_input() -> Iterator[Record]:
+    if sys.stdin.isatty():
+        _say("reading standard input, a document a line, up to Ctrl-D. (Texts go before --labels, or behind a --.)")
+    for place, line, problem in decoded_lines(sys.stdin.buffer):
+        if problem is not None:
+            raise ValueError(f"standard input, {place}: {problem}")
+        yield Record(place, line, {})
+
+
+def _annotate(options: argparse.Namespace) -> int:
+    names = ("model", "labels", "dtype", "threshold", "label_threshold", "overlap")
+    job = Job(
+        options.input,
+        options.out,
+        options.text_column,
+        options.entities_column,
+        skip_errors=options.on_error == "skip",
+        settings={name.replace("_", " "): getattr(options, name) for name in names},
+    )
+    total, done = prepare(job, options.resume, options.overwrite, _warn)
+    pipe = load_pipeline(options)
+    try:
+        with tqdm(total=total, initial=done, unit="doc", disable=None) as progress:
+            annotate(job, pipe, done, progress.update, _warn)
+    finally:
+        if job.journal.exists():
+            _say(f"what was done is kept in {job.journal}: the same command with --resume goes on.")
+    _say(f"{total} documents read, results in {options.out}.")
+    return OK
+
+
+def _warn(message: str) -> None:
+    tqdm.write(f"decodner: warning: {message}", file=sys.stderr)
+
+
+def _say(message: str) -> None:
+    print(f"decodner: {message}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,201 @@
+"""Turns text into token ids as they stand in the middle of a prompt, with exact character offsets.
+
+In: a fast tokenizer and texts. Out: numpy arrays of token ids, with character starts and ends where asked for.
+Every text is encoded behind an anchor whose tokens are taken off again: a SentencePiece tokenizer would otherwise
+put a space before it. Nothing is ever truncated or padded here, and the tokenizer is left as it was.
+Special tokens that are written out in a text count as such, as everywhere in transformers.
+Knows nothing of labels, prompts or candidate spans.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+
+IntArray = NDArray[np.int64]
+ANCHORS = ("\n", ":", "a", "0", ".\n\nA")
+
+
+def check_tokenizer(tokenizer: Any) -> None:
+    """Raises a ValueError unless `tokenizer` is a fast Hugging Face tokenizer, which alone knows character offsets."""
+    if isinstance(tokenizer, PreTrainedTokenizerBase) and getattr(tokenizer, "backend_tokenizer", None) is not None:
+        return
+    if tokenizer is None:
+        raise ValueError("no tokenizer was given: pass AutoTokenizer.from_pretrained(<the model's path or id>).")
+    raise ValueError(
+        f"{type(tokenizer).__name__} is not a fast Hugging Face tokenizer: it gives no character offsets, without "
+        "which entities cannot be located. Load it with AutoTokenizer.from_pretrained(..., use_fast=True), or convert "
+        "it to a PreTrainedTokenizerFast."
+    )
+
+
+def check_texts(texts: Sequence[str], what: str) -> None:
+    """Raises a ValueError that names the first of `texts` that is not a string or has no UTF-8 form."""
+    if isinstance(texts, str | bytes) or not isinstance(texts, Sequence):
+        raise ValueError(f"{what} must be a list of strings, not {type(texts).__name__}.")
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ValueError(f"{what} must be strings, but number {index} is {type(text).__name__}.")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"number {index} of {what} holds the lone surrogate {text[error.start]!r} at character {error.start}, "
+                "which is not valid Unicode: decode the text with the right encoding, or with errors='replace'."
+            ) from error
+
+
+def continuation_ids(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], anchors: Sequence[str] = ANCHORS
+) -> list[IntArray]:
+    """Token ids of each text as it stands behind other text, without special tokens.
+
+    They are the tokens of anchor + text less those of the anchor; where the two merge, the next anchor is tried.
+
+    Returns:
+        Per text an int64 array [n].
+
+    Raises:
+        ValueError: a tokenizer that is not fast, a text that is not valid text, or one that merges with every anchor.
+    """
+    check_tokenizer(tokenizer)
+    check_texts(texts, "the texts")
+    found = _continuations(tokenizer, texts, anchors, with_offsets=False)
+    return [np.array(encoding.ids[skipped:], np.int64) for encoding, skipped, _ in found]
+
+
+def encode_with_offsets(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], anchors: Sequence[str] = ANCHORS
+) -> list[tuple[IntArray, IntArray, IntArray]]:
+    """Like `continuation_ids`, with the characters that each token covers.
+
+    Returns:
+        Per text (ids, starts, ends), each int64 [n]: token t covers text[starts[t]:ends[t]]. Byte tokens that share a
+        character all cover it; whether a token covers the space before its word depends on the tokenizer.
+
+    Raises:
+        ValueError: as `continuation_ids`.
+    """
+    check_tokenizer(tokenizer)
+    check_texts(texts, "the texts")
+    encoded = []
+    found = _continuations(tokenizer, texts, anchors, with_offsets=True)
+    for text, (encoding, skipped, anchor_length) in zip(texts, found, strict=True):
+        offsets = np.array(encoding.offsets[skipped:], np.int64).reshape(-1, 2) - anchor_length
+        starts, ends = offsets.clip(0, len(text)).T
+        encoded.append((np.array(encoding.ids[skipped:], np.int64), starts, ends))
+    return encoded
+
+
+def opening_ids(tokenizer: PreTrainedTokenizerBase, text: str, *, special_tokens: bool = True) -> IntArray:
+    """Token ids, int64 [n], of a text that opens the model's input, behind the special tokens that it opens with.
+
+    Special tokens that the tokenizer puts behind a text (an end token, say) are left off: the prompt goes on.
+    `special_tokens=False` adds none, for a text that has its own, such as a rendered chat template.
+    """
+    check_tokenizer(tokenizer)
+    check_texts([text], "the prompt's texts")
+    (encoding,) = _encode(tokenizer, [text], special_tokens=special_tokens)
+    added = np.array(encoding.special_tokens_mask, bool)
+    kept = int(np.flatnonzero(~added).max(initial=-1)) + 1
+    return np.array(encoding.ids[: kept or None], np.int64)
+
+
+def tokenize_spans(
+    spans: str | Sequence[str], tokenizer: PreTrainedTokenizerBase, prefix_len: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Tokenizes spans, each as it stands after a space, into a right-padded batch that follows a shared prefix.
+
+    Args:
+        spans: one span or B of them.
+        tokenizer: a fast tokenizer; without a pad token the padding is its end token, or 0.
+        prefix_len: number of tokens before the spans.
+
+    Returns:
+        span_ids, position_ids and attention_mask, each int64 [B, L]. Every row's positions are
+        prefix_len .. prefix_len + L - 1; the mask is 1 at a span's own tokens.
+
+    Raises:
+        ValueError: no span, a blank span, one that is not a string, or a negative prefix_len.
+    """
+    rows = [spans] if isinstance(spans, str) else spans
+    check_texts(rows, "spans")
+    if not rows:
+        raise ValueError("no spans were given: pass at least one.")
+    if isinstance(prefix_len, bool) or not isinstance(prefix_len, int) or prefix_len < 0:
+        raise ValueError(f"prefix_len must be a number of tokens, 0 or more, not {prefix_len!r}.")
+    blank = [index for index, span in enumerate(rows) if not span.strip()]
+    token_ids = continuation_ids(tokenizer, [f" {span}" for span in rows])
+    empty = blank or [index for index, ids in enumerate(token_ids) if not len(ids)]
+    if empty:
+        raise ValueError(f"span {empty[0]} ({rows[empty[0]]!r}) is empty: every span needs at least one token.")
+    padding = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if isinstance(i, int)), 0)
+    lengths = torch.tensor([len(ids) for ids in token_ids])
+    positions = torch.arange(int(lengths.max()))  # [L]
+    mask = positions < lengths[:, None]  # [B, L]
+    span_ids = torch.full(mask.shape, padding)
+    span_ids[mask] = torch.from_numpy(np.concatenate(token_ids))
+    return span_ids, (positions + prefix_len).repeat(len(rows), 1), mask.to(torch.int64)
+
+
+def _continuations(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], anchors: Sequence[str], *, with_offsets: bool
+) -> list[tuple[Any, int, int]]:
+    """Per text its encoding behind an anchor, and that anchor's number of tokens and of characters."""
+    found: dict[int, tuple[Any, int, int]] = {}
+    vanished: dict[int, tuple[Any, int, int]] = {}  # nothing but the anchor's tokens, with each anchor tried so far
+    pending: Sequence[int] = range(len(texts))
+    for anchor in anchors:
+        if not pending:
+            break
+        (alone,) = _encode(tokenizer, [anchor])
+        skipped = len(alone.ids)
+        encodings = _encode(tokenizer, [anchor + texts[index] for index in pending], with_offsets=with_offsets)
+        for index, encoding in zip(pending, encodings, strict=True):
+            if encoding.ids[:skipped] == alone.ids:
+                kind = vanished if texts[index] and len(encoding.ids) == skipped else found
+                kind[index] = (encoding, skipped, len(anchor))
+        pending = [index for index in pending if index not in found]
+    for index in pending:
+        if index not in vanished:
+            raise ValueError(
+                f"the tokenizer merges the text {texts[index]!r} with each of the anchors {list(anchors)}, so that "
+                "its own tokens cannot be told: pass an anchor after which the text stands by itself."
+            )
+    return [found.get(index) or vanished[index] for index in range(len(texts))]
+
+
+def _encode(
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    *,
+    special_tokens: bool = False,
+    with_offsets: bool = True,
+) -> list[Any]:
+    backend = tokenizer.backend_tokenizer
+    with _whole_texts(backend):
+        encode = backend.encode_batch if with_offsets else backend.encode_batch_fast
+        encodings: list[Any] = encode(list(texts), add_special_tokens=special_tokens)
+    return encodings
+
+
+@contextmanager
+def _whole_texts(backend: Any) -> Iterator[None]:
+    """Suspends truncation and padding that a saved tokenizer may have switched on."""
+    truncation, padding = backend.truncation, backend.padding
+    if truncation is None and padding is None:
+        yield
+        return
+    backend.no_truncation()
+    backend.no_padding()
+    try:
+        yield
+    finally:
+        if truncation is not None:
+            backend.enable_truncation(**truncation)
+        if padding is not None:
+            backend.enable_padding(**padding)
