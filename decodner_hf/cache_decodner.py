@@ -179,7 +179,7 @@ class DualBufferCache(Cache):
             if size is not None and size < 1:
                 raise ValueError(f"DualBufferCache needs {name} to be at least 1, not {size}.")
         self.num_layers, self.num_kv_heads, self.head_dim = num_layers, num_kv_heads, head_dim
-        self.max_prefix_len, self.max_suffix_len, self.max_batch_size = max_prefix_len, max_suffix_len, batch_size
+        self.max_prefix_len, self.max_suffix_len, self.max_rows = max_prefix_len, max_suffix_len, batch_size
         self.kv_dtype = dtype
         self.kv_device = torch.device(device) if device is not None else None
         self.prefix_length = 0
@@ -259,10 +259,8 @@ class DualBufferCache(Cache):
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Appends to the suffix of layer `layer_idx`; see `DualBufferLayer.update`."""
-        if self.max_batch_size is not None and key_states.shape[0] > self.max_batch_size:
-            raise ValueError(
-                f"{key_states.shape[0]} rows were given, but this cache has batch_size={self.max_batch_size}."
-            )
+        if self.max_rows is not None and key_states.shape[0] > self.max_rows:
+            raise ValueError(f"{key_states.shape[0]} rows were given, but this cache has batch_size={self.max_rows}.")
         return self.layer(layer_idx).update(key_states, value_states, *args, **kwargs)
 
 

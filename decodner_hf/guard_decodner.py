@@ -81,6 +81,13 @@ def layer_windows(config: PreTrainedConfig) -> list[LayerWindow]:
     return windows
 
 
+def node_limit(config: PreTrainedConfig) -> int | None:
+    """Most nodes of one pass, or None: Llama 4 scales queries by their place in the row and not by their position."""
+    if getattr(config, "attn_temperature_tuning", False) and getattr(config, "floor_scale", None):
+        return int(config.floor_scale) - 1
+    return None
+
+
 def position_limit(config: PreTrainedConfig) -> PositionLimit | None:
     """The first position at which packed scoring would no longer equal re-encoding, or the model ends."""
     limits = []
@@ -98,9 +105,9 @@ def position_limit(config: PreTrainedConfig) -> PositionLimit | None:
                     "spans on either side of it could not share a pass"
                 )
                 limits.append(PositionLimit(int(original), reason))
-    if getattr(config, "attn_temperature_tuning", False) and getattr(config, "floor_scale", None):
-        scale = int(config.floor_scale)
-        limits.append(PositionLimit(scale - 1, f"the model scales its queries by position from {scale} on"))
+    nodes = node_limit(config)
+    if nodes is not None:
+        limits.append(PositionLimit(nodes, f"the model scales its queries by position from {nodes} on"))
     return min(limits, key=lambda limit: limit.limit) if limits else None
 
 

@@ -25,6 +25,14 @@ def has_plain_head(backbone: PreTrainedModel) -> bool:
     return head.weight.is_floating_point() and head.weight.device.type != "meta"
 
 
+def inner_decoder(backbone: PreTrainedModel) -> PreTrainedModel:
+    """The decoder without its head; `get_decoder` answers otherwise for some (Llama 4, ModernBERT's decoder)."""
+    for candidate in (backbone.get_decoder(), backbone.base_model, getattr(backbone, "model", None)):
+        if isinstance(candidate, PreTrainedModel) and candidate is not backbone:
+            return candidate
+    raise ValueError(f"{type(backbone).__name__} has no decoder apart from its head; it cannot be used.")
+
+
 def row_logits(backbone: PreTrainedModel, hidden_states: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """Logits of the tokens `rows` alone, at the cost of their rows of the head.
 
@@ -62,7 +70,7 @@ def row_head_equals_native(backbone: PreTrainedModel) -> bool:
     tokens = (torch.arange(PROBE_TOKENS) * 5 + 1) % weight.shape[0]
     tokens = tokens.to(weight.device)[None]
     native = backbone(input_ids=tokens, use_cache=False).logits[0]
-    hidden_states = backbone.get_decoder()(input_ids=tokens, use_cache=False).last_hidden_state[0]
+    hidden_states = inner_decoder(backbone)(input_ids=tokens, use_cache=False).last_hidden_state[0]
     if hidden_states.shape[-1] != backbone.get_output_embeddings().weight.shape[1]:
         return False
     rows = torch.arange(0, native.shape[1], max(1, native.shape[1] // 64))

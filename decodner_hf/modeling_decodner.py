@@ -7,7 +7,6 @@ function is ours. Knows nothing of text: tokenizers, prompts and entities are th
 
 import copy
 from dataclasses import dataclass
-from os import PathLike
 from typing import Any, ClassVar
 
 import torch
@@ -17,13 +16,19 @@ from transformers.utils.generic import ModelOutput
 
 from .attention_decodner import ATTENTION_NAME, ForestPlan
 from .cache_decodner import DualBufferCache
-from .checkpoints_decodner import HUB_KEYWORDS, resolve_checkpoint, wrap_config, write_config
 from .configuration_decodner import DecodNERConfig
 from .forest_decodner import TokenForest, build_forest, rows_forest
-from .guard_decodner import check_backbone, layer_windows, native_class, packed_arguments, position_limit
-from .head_decodner import has_plain_head, row_head_equals_native, row_logits
+from .guard_decodner import (
+    check_backbone,
+    layer_windows,
+    native_class,
+    node_limit,
+    packed_arguments,
+    position_limit,
+)
+from .head_decodner import has_plain_head, inner_decoder, row_head_equals_native, row_logits
+from .persistence_decodner import CheckpointMethods
 
-BACKBONE = "backbone."
 FORWARDED = (
     *("hf_device_map", "hf_quantizer", "is_quantized", "quantization_method", "generation_config"),
     *("is_loaded_in_4bit", "is_loaded_in_8bit", "_tp_size", "_tp_plan"),
@@ -45,7 +50,7 @@ class SpanClassifierOutput(ModelOutput):
     logits: torch.Tensor | None = None
 
 
-class DecodNERForSpanClassification(PreTrainedModel):
+class DecodNERForSpanClassification(CheckpointMethods, PreTrainedModel):
     """Scores candidate spans with a causal decoder; see `encode_prefix` and `score_forest`.
 
     `from_pretrained` takes plain decoder checkpoints, adapters, and what `save_pretrained` wrote.
@@ -74,6 +79,7 @@ class DecodNERForSpanClassification(PreTrainedModel):
         self.backbone = backbone
         config.text_config = backbone.config
         self.position_limit = position_limit(self._decoder_config)
+        self.node_limit = node_limit(self._decoder_config)
         self.layer_windows = layer_windows(self._decoder_config)
         self.row_head = has_plain_head(backbone)
         for name in FORWARDED:
@@ -88,57 +94,7 @@ class DecodNERForSpanClassification(PreTrainedModel):
     def _decoder_config(self) -> Any:
         return self.backbone.config.get_text_config(decoder=True)
 
-    # ------------------------------------------------------------------ loading and saving
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | PathLike[str],
-        *model_args: Any,
-        config: Any = None,
-        **kwargs: Any,
-    ) -> Any:
-        """Loads a decoder checkpoint, a saved DecodNER model or an adapter, from a directory or the Hub.
-
-        The decoder is loaded by its own class, with all keyword arguments (dtype, device_map, quantization_config,
-        revision, token, ...); settings of `DecodNERConfig` among them override the saved ones.
-
-        Raises:
-            ValueError: the architecture cannot score a token forest (says why), or `attn_implementation` was given.
-        """
-        if kwargs.pop("attn_implementation", ATTENTION_NAME) not in (None, ATTENTION_NAME):
-            raise ValueError(
-                f'span scoring needs its own attention: leave attn_implementation out ("{ATTENTION_NAME}").'
-            )
-        for unused in ("trust_remote_code", "_from_auto", "_from_pipeline", "adapter_kwargs"):
-            kwargs.pop(unused, None)
-        path = str(pretrained_model_name_or_path)
-        checkpoint = resolve_checkpoint(path, {name: kwargs[name] for name in HUB_KEYWORDS if name in kwargs})
-        own_config = checkpoint.config if config is None else wrap_config(copy.deepcopy(config))
-        settings = {name: kwargs.pop(name) for name in list(kwargs) if name in cls.config_class.__annotations__}
-        if settings:
-            own_config = cls.config_class.from_dict(own_config.to_dict() | settings)
-        native = native_class(own_config.text_config)
-        loaded = native.from_pretrained(
-            checkpoint.weights,
-            *model_args,
-            config=own_config.text_config,
-            attn_implementation=ATTENTION_NAME,
-            **kwargs,
-        )
-        backbone, *info = loaded if isinstance(loaded, tuple) else (loaded,)
-        if checkpoint.adapter is not None:
-            backbone.load_adapter(checkpoint.adapter)
-        own_config.dtype = backbone.dtype
-        model = cls(own_config, backbone)
-        model.check()
-        model.eval()
-        return (model, *info) if info else model
-
-    @classmethod
-    def from_hub(cls, model_id: str | PathLike[str], **kwargs: Any) -> Any:
-        """`from_pretrained` under the original design's name."""
-        return cls.from_pretrained(model_id, **kwargs)
+    # ------------------------------------------------------------------ wrapping and checking
 
     @classmethod
     def from_backbone(cls, model: PreTrainedModel, config: DecodNERConfig | None = None) -> Any:
@@ -165,55 +121,6 @@ class DecodNERForSpanClassification(PreTrainedModel):
         if self.backbone.get_input_embeddings().weight.device.type != "meta":
             self.row_head = row_head_equals_native(self.backbone)
 
-    def save_pretrained(
-        self,
-        save_directory: str | PathLike[str],
-        is_main_process: bool = True,
-        state_dict: dict[str, torch.Tensor] | None = None,
-        *,
-        include_code: bool = False,
-        push_to_hub: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        """Writes the decoder's own shards and keys, and our config.json around the decoder's.
-
-        Args:
-            save_directory: made if need be.
-            is_main_process: whether this process writes the configuration.
-            state_dict: weights to write instead of the model's, under its or the decoder's keys.
-            include_code: also write the code, so that the directory loads with `trust_remote_code=True` where this
-                package is not installed; such a directory needs that flag everywhere.
-            push_to_hub: upload afterwards; `repo_id`, `token` and the like are then taken from `kwargs`.
-            **kwargs: handed to the decoder's own `save_pretrained` (max_shard_size, variant, ...).
-        """
-        if push_to_hub:
-            self.push_to_hub(kwargs.pop("repo_id", str(save_directory)), include_code=include_code, **kwargs)
-            return
-        if state_dict is not None:
-            kwargs["state_dict"] = {name.removeprefix(BACKBONE): tensor for name, tensor in state_dict.items()}
-        directory = str(save_directory)
-        self.backbone.save_pretrained(directory, is_main_process=is_main_process, **kwargs)
-        if is_main_process:
-            write_config(self.config, self.backbone.config, directory, include_code)
-
-    def push_to_hub(self, repo_id: str, *, include_code: bool = True, **kwargs: Any) -> Any:
-        """Uploads the model, by default with the code that loads it where this package is not installed."""
-        return super().push_to_hub(repo_id, include_code=include_code, **kwargs)
-
-    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
-        """Loads weights under this model's keys or the decoder's own."""
-        if not any(name.startswith(BACKBONE) for name in state_dict):
-            return self.backbone.load_state_dict(state_dict, strict=strict, assign=assign)
-        return super().load_state_dict(state_dict, strict=strict, assign=assign)
-
-    def load_adapter(self, *args: Any, **kwargs: Any) -> Any:
-        """Loads a PEFT adapter trained on the decoder, as transformers' `load_adapter`."""
-        return self.backbone.load_adapter(*args, **kwargs)
-
-    def add_adapter(self, *args: Any, **kwargs: Any) -> Any:
-        """Adds a new PEFT adapter to the decoder, as transformers' `add_adapter`."""
-        return self.backbone.add_adapter(*args, **kwargs)
-
     def get_input_embeddings(self) -> Any:
         """The decoder's token embedding."""
         return self.backbone.get_input_embeddings()
@@ -221,10 +128,6 @@ class DecodNERForSpanClassification(PreTrainedModel):
     def get_output_embeddings(self) -> Any:
         """The decoder's head."""
         return self.backbone.get_output_embeddings()
-
-    def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """The decoder's own text generation."""
-        return self.backbone.generate(*args, **kwargs)
 
     # ------------------------------------------------------------------ forward
 
@@ -301,17 +204,18 @@ class DecodNERForSpanClassification(PreTrainedModel):
         prefix = torch.as_tensor(token_ids).cpu()
         if prefix.dim() == 2 and prefix.shape[0] > 1:
             raise ValueError(f"{prefix.shape[0]} prefixes were given: a cache holds one; encode each into its own.")
+        if not prefix.numel():
+            raise ValueError("the prefix is empty: give at least one token.")
+        checked = self._checked_ids(prefix.reshape(1, -1))
         forest = build_forest(
             [prefix.reshape(-1).numpy()], first_position=cache.prefix_length if cache is not None else 0
         )
-        if not forest.num_nodes:
-            raise ValueError("the prefix is empty: give at least one token.")
         cache = DualBufferCache() if cache is None else cache
         cache.check_fits(forest.num_nodes)
         if cache.owner is None or not cache.prefix_length:
             cache.owner = self.backbone
         plan = self._plan(forest.position_ids, forest.subtree_end, cache, write=True)
-        self._decode(self._checked_ids(forest.token_ids)[None], plan, {})
+        self._decode(checked, plan, {})
         cache.commit(forest.num_nodes)
         return cache
 
@@ -373,10 +277,9 @@ class DecodNERForSpanClassification(PreTrainedModel):
             raise ValueError(
                 f"the spans have {length} tokens, but this cache was made with max_suffix_len={cache.max_suffix_len}."
             )
-        if cache.max_batch_size is not None and batch > cache.max_batch_size:
-            raise ValueError(
-                f"{batch} spans were given, but this cache was made with batch_size={cache.max_batch_size}."
-            )
+        if cache.max_rows is not None and batch > cache.max_rows:
+            raise ValueError(f"{batch} spans were given, but this cache was made with batch_size={cache.max_rows}.")
+        token_ids = self._checked_ids(span_ids.reshape(1, -1))
         forest = rows_forest(span_ids.cpu(), cache.prefix_length)
         if position_ids is not None and not torch.equal(position_ids.cpu().reshape(-1), forest.position_ids):
             raise ValueError(
@@ -384,7 +287,6 @@ class DecodNERForSpanClassification(PreTrainedModel):
                 f"{cache.prefix_length} .. {cache.prefix_length + length - 1}; leave them out to have them made."
             )
         plan = self._plan(forest.position_ids, forest.subtree_end, cache)
-        token_ids = self._checked_ids(forest.token_ids)[None]
         arguments = packed_arguments(self._positions(plan), plan)
         logits: torch.Tensor = self.backbone(input_ids=token_ids, **arguments).logits
         return logits.reshape(batch, length, -1)
@@ -435,6 +337,11 @@ class DecodNERForSpanClassification(PreTrainedModel):
                 f"position ids run from {int(positions.min())} and start at {int(positions[0])}, but the prefix has "
                 f"{plan.prefix_length} tokens: a node's position is the prefix length plus its depth in the forest."
             )
+        if self.node_limit is not None and ends.numel() > self.node_limit:
+            raise ValueError(
+                f"{ends.numel()} nodes were given, but this model scales its queries by their place in the row from "
+                f"{self.node_limit} on: score at most {self.node_limit} nodes a pass."
+            )
         limit, last = self.position_limit, int(positions.max())
         if limit is not None and last >= limit.limit:
             raise ValueError(
@@ -459,7 +366,7 @@ class DecodNERForSpanClassification(PreTrainedModel):
 
     def _decode(self, token_ids: torch.Tensor, plan: ForestPlan, kwargs: dict[str, Any]) -> torch.Tensor:
         """[1, N] -> the decoder's last hidden states [N, hidden size]."""
-        decoder = self.backbone.get_decoder()
+        decoder = inner_decoder(self.backbone)
         states: torch.Tensor = decoder(
             input_ids=token_ids, **packed_arguments(self._positions(plan), plan), **kwargs
         ).last_hidden_state

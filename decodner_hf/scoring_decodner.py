@@ -10,9 +10,11 @@ import logging
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 from numpy.typing import NDArray
 
 from .cache_decodner import DualBufferCache
@@ -98,8 +100,9 @@ class DocumentScorer:
             run = next(self.runs([num_nodes(document) for document in left]))
             try:
                 logits += self._score_run(prompt, left[: len(run)])
-            except torch.OutOfMemoryError:
-                if self.token_budget <= SMALLEST_BUDGET:
+            except RuntimeError as error:  # of which torch.OutOfMemoryError is one; the CPU's allocator has no other
+                out_of_memory = isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)
+                if not out_of_memory or self.token_budget <= SMALLEST_BUDGET:
                     raise
                 self._halve_budget()
         return logits
@@ -128,7 +131,7 @@ class DocumentScorer:
         logits, cu_spans = self._score_forest(prompt, cache, chains, paths)
         counts = np.cumsum([0, *(document.candidates.num_spans for document in documents)])
         assert counts[-1] == cu_spans[-1], "every document's spans are scored"
-        return [logits[start:end] for start, end in zip(counts[:-1], counts[1:], strict=True)]
+        return [logits[start:end] for start, end in pairwise(counts)]
 
     def _score_long(self, prompt: EncodedPrompt, document: EncodedDocument) -> FloatArray:
         """Grows the prefix by the document, scores its spans in several passes, and takes the document off again."""
@@ -159,7 +162,7 @@ class DocumentScorer:
 
 
 def num_nodes(document: EncodedDocument) -> int:
-    """Upper bound of the document's forest nodes, an answer cue left out: shared nodes count as often as they occur."""
+    """The most forest nodes a document can have, its answer cues left out: nodes that spans share count repeatedly."""
     return len(document.chain_token_ids) + len(document.candidates.paths.token_ids)
 
 
