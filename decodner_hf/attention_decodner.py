@@ -18,6 +18,14 @@ from transformers.masking_utils import sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .cache_decodner import DualBufferCache
+from .tiles_decodner import KernelTiles, TileShape, plan_tiles
+
+try:
+    from .attention_decodner_triton import forest_attention_triton, kernel_supports
+except ImportError:  # no Triton: the torch blocks serve every device
+    HAS_KERNEL = False
+else:
+    HAS_KERNEL = True
 
 ATTENTION_NAME = "decodner"
 NOT_PASSED = -1  # sliding_window's default: the model does not hand its window to attention functions
@@ -90,6 +98,7 @@ class ForestPlan:
     layer_windows: Sequence[LayerWindow] = ()
     calls: dict[int, int] = field(default_factory=dict)
     _blocks: dict[tuple[LayerWindow, torch.device], list[QueryBlock]] = field(default_factory=dict)
+    _kernel_tiles: dict[tuple[LayerWindow, TileShape, torch.device], KernelTiles] = field(default_factory=dict)
 
     def next_call(self, layer_idx: int) -> int:
         """Counts an attention call of layer `layer_idx`; returns how many that layer made before it in this pass."""
@@ -104,6 +113,14 @@ class ForestPlan:
             starts = range(0, self.subtree_end.shape[0], rows)
             self._blocks[window, device] = [self._block(start, rows, window, device) for start in starts]
         return self._blocks[window, device]
+
+    def kernel_tiles(self, window: LayerWindow, shape: TileShape, device: torch.device) -> KernelTiles:
+        """The kernel's block map under `window`; made at the first layer of each kind, reused by the others."""
+        if (window, shape, device) not in self._kernel_tiles:
+            self._kernel_tiles[window, shape, device] = plan_tiles(
+                self.position_ids, self.subtree_end, self.prefix_length, window, shape, device
+            )
+        return self._kernel_tiles[window, shape, device]
 
     def _block(self, start: int, rows: int, window: LayerWindow, device: torch.device) -> QueryBlock:
         end = min(start + rows, self.subtree_end.shape[0])
@@ -192,7 +209,7 @@ def masked_attention(
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
     if mask is not None:
-        logits = logits.masked_fill(~mask, float("-inf"))
+        logits = logits.masked_fill(~mask, torch.finfo(logits.dtype).min)  # finite: rows of padding see nothing
     if sinks is not None:
         column = sinks.to(logits.dtype).view(1, -1, 1, 1).expand(logits.shape[0], -1, logits.shape[2], 1)
         logits = torch.cat([logits, column], dim=3)
@@ -291,12 +308,22 @@ def decodner_attention(
     if forest_plan.cache is not None and forest_plan.write:
         forest_plan.cache.write_prefix(layer_idx, call, key, value)
     window = _layer_window(module, sliding_window, forest_plan)
-    return forest_attention(query, key, value, prefix, forest_plan, window, scaling, softcap, s_aux), None
+    fused = _kernel_serves(query, key, value, scaling, softcap)
+    attend = forest_attention_triton if fused else forest_attention
+    return attend(query, key, value, prefix, forest_plan, window, scaling, softcap, s_aux), None
 
 
 def _layer_idx(module: torch.nn.Module) -> int:
     index: Any = module.layer_idx
     return int(index)
+
+
+def _kernel_serves(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float, softcap: float | None
+) -> bool:
+    """Whether the fused kernel takes this layer: on a GPU, where Triton is installed and no gradient is wanted."""
+    trains = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
+    return HAS_KERNEL and query.is_cuda and not trains and kernel_supports(query, key, value, scaling, softcap)
 
 
 def _layer_window(module: torch.nn.Module, sliding_window: int | None, plan: ForestPlan) -> LayerWindow:

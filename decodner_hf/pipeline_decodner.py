@@ -344,8 +344,8 @@ class DecodNERPipeline(Pipeline):
             return whole
         if settings.long_documents == "error":
             raise ValueError(
-                f"a document needs {needed} tokens with its longest span, but only {room} positions are left behind the "
-                f'prompt ({limit.reason}). Use long_documents="window" or "truncate", or split it.'
+                f"a document needs {needed} tokens with its longest span, but only {room} positions are left "
+                f'behind the prompt ({limit.reason}). Use long_documents="window" or "truncate", or split it.'
             )
         if settings.long_documents == "window":
             return replace(whole, windows=split_into_windows(encoded, room, self.tokenizer, self.template))
