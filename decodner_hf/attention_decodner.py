@@ -7,7 +7,7 @@ the function is the model's ordinary attention. It shares no state with other mo
 Knows nothing of tokenizers, labels or heads on top of the decoder.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from .attention_decodner_flex import flex_block_mask, flex_supports, forest_attention_flex
 from .cache_decodner import DualBufferCache
 from .tiles_decodner import KernelTiles, TileShape, plan_tiles
 
@@ -99,6 +100,7 @@ class ForestPlan:
     calls: dict[int, int] = field(default_factory=dict)
     _blocks: dict[tuple[LayerWindow, torch.device], list[QueryBlock]] = field(default_factory=dict)
     _kernel_tiles: dict[tuple[LayerWindow, TileShape, torch.device], KernelTiles] = field(default_factory=dict)
+    _flex_masks: dict[tuple[LayerWindow, torch.device], Any] = field(default_factory=dict)
 
     def next_call(self, layer_idx: int) -> int:
         """Counts an attention call of layer `layer_idx`; returns how many that layer made before it in this pass."""
@@ -121,6 +123,12 @@ class ForestPlan:
                 self.position_ids, self.subtree_end, self.prefix_length, window, shape, device
             )
         return self._kernel_tiles[window, shape, device]
+
+    def flex_mask(self, window: LayerWindow, device: torch.device) -> Any:
+        """FlexAttention's block mask under `window`; made at the first layer of each kind, reused by the others."""
+        if (window, device) not in self._flex_masks:
+            self._flex_masks[window, device] = flex_block_mask(self.position_ids, self.subtree_end, window, device)
+        return self._flex_masks[window, device]
 
     def _block(self, start: int, rows: int, window: LayerWindow, device: torch.device) -> QueryBlock:
         end = min(start + rows, self.subtree_end.shape[0])
@@ -308,8 +316,7 @@ def decodner_attention(
     if forest_plan.cache is not None and forest_plan.write:
         forest_plan.cache.write_prefix(layer_idx, call, key, value)
     window = _layer_window(module, sliding_window, forest_plan)
-    fused = _kernel_serves(query, key, value, scaling, softcap)
-    attend = forest_attention_triton if fused else forest_attention
+    attend = _choose(query, key, value, prefix, scaling, softcap, s_aux)
     return attend(query, key, value, prefix, forest_plan, window, scaling, softcap, s_aux), None
 
 
@@ -318,12 +325,23 @@ def _layer_idx(module: torch.nn.Module) -> int:
     return int(index)
 
 
-def _kernel_serves(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float, softcap: float | None
-) -> bool:
-    """Whether the fused kernel takes this layer: on a GPU, where Triton is installed and no gradient is wanted."""
-    trains = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
-    return HAS_KERNEL and query.is_cuda and not trains and kernel_supports(query, key, value, scaling, softcap)
+def _choose(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    prefix: tuple[torch.Tensor, torch.Tensor] | None,
+    scaling: float,
+    softcap: float | None,
+    sinks: torch.Tensor | None,
+) -> Callable[..., torch.Tensor]:
+    """On a GPU the fused kernel, or FlexAttention where a gradient is wanted; else the torch blocks."""
+    if query.is_cuda:
+        trains = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
+        if trains and flex_supports(query, value, prefix, sinks):
+            return forest_attention_flex
+        if HAS_KERNEL and not trains and kernel_supports(query, key, value, scaling, softcap):
+            return forest_attention_triton
+    return forest_attention
 
 
 def _layer_window(module: torch.nn.Module, sliding_window: int | None, plan: ForestPlan) -> LayerWindow:

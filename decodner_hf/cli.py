@@ -20,9 +20,10 @@ from tqdm import tqdm
 from .annotate import Job, Pipe, annotate, prepare, stream
 from .corpus_files import Record, decoded_lines
 from .rendering import html_page, printable, table
+from .training_arguments import add_train_arguments
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
-COMMANDS = ("tag", "annotate")
+COMMANDS = ("tag", "annotate", "train")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 OVERLAPS = ("flat", "nested", "all")
 FORMATS = ("table", "json", "jsonl", "html")
@@ -34,8 +35,9 @@ examples:
   decodner "Steve Jobs founded Apple." --model DIR_OR_ID --labels Person Company
   cat news.txt | decodner --model DIR_OR_ID --labels "Person=a named human being" Company --format jsonl
   decodner annotate news.jsonl --out entities.jsonl --model DIR_OR_ID --labels Person Company
+  decodner train --model DIR_OR_ID --train data/ --dev data/ --output trained
 
-`decodner TEXT` is short for `decodner tag TEXT`; `decodner tag --help` and `decodner annotate --help` say more.
+`decodner TEXT` is short for `decodner tag TEXT`; `decodner annotate --help` and the like say more.
 DECODNER_MODEL in the environment stands in for --model.
 """
 TAG = """\
@@ -46,6 +48,10 @@ ANNOTATE = """\
 Finds entities in every document of a file: txt (a document a line), jsonl, csv or parquet.
 Writes jsonl or parquet (the input's fields and the entities), conll (a word and its tag a line) or html.
 The output appears when it is complete. After an interruption --resume goes on where the run stopped.
+"""
+TRAIN = """\
+Trains a decoder to score spans on labelled data, with fixed labels or with open types.
+The output folder loads in `decodner --model` and in the pipeline at once; docs/training.md says more.
 """
 
 
@@ -79,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("decodner", description=EXAMPLES, formatter_class=raw, allow_abbrev=False)
-    commands = parser.add_subparsers(metavar="{tag,annotate}", required=True)
+    commands = parser.add_subparsers(metavar="{tag,annotate,train}", required=True)
     tag = commands.add_parser("tag", help="find entities in texts", description=TAG, formatter_class=raw)
     tag.add_argument("texts", nargs="*", metavar="TEXT", help="a document; without any, standard input is read")
     tag.add_argument("--format", choices=FORMATS, default="table", help="of the output (default: table)")
@@ -102,6 +108,9 @@ def _parser() -> argparse.ArgumentParser:
     many.set_defaults(run=_annotate, parser=many)
     for command in (tag, many):
         _add_pipeline_options(command)
+    train = commands.add_parser("train", help="train on labelled data", description=TRAIN, formatter_class=raw)
+    add_train_arguments(train)
+    train.set_defaults(run=_train, parser=train)
     return parser
 
 
@@ -132,6 +141,8 @@ def _add_pipeline_options(command: argparse.ArgumentParser) -> None:
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     options = _parser().parse_args(arguments)
+    if options.run is _train:
+        return options
     fail = options.parser.error
     options.labels = _labels(options.labels, fail) if options.labels else None
     thresholds = dict(options.label_threshold)
@@ -188,11 +199,16 @@ def load_pipeline(options: argparse.Namespace) -> Pipe:
     """
     if options.model.startswith((".", "/", "~")) and not Path(options.model).exists():
         raise FileNotFoundError(f"there is no folder {options.model}.")
+    import torch
     from transformers import pipeline
     from transformers.utils import logging
 
     from .pipeline_decodner import DecodNERPipeline
 
+    if (options.device or "").startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(
+            f"--device {options.device}: this machine has no GPU that torch can use; leave it out for cpu."
+        )
     chosen = {"candidate_labels": options.labels, "threshold": _threshold(options), "overlap": options.overlap}
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
@@ -286,6 +302,12 @@ def _annotate(options: argparse.Namespace) -> int:
             _say(f"what was done is kept in {job.journal}: the same command with --resume goes on.")
     _say(f"{total} documents read, results in {options.out}.")
     return OK
+
+
+def _train(options: argparse.Namespace) -> int:
+    from .training import run_train
+
+    return run_train(options)
 
 
 def _warn(message: str) -> None:

@@ -1,0 +1,258 @@
+"""`decodner train`: from labelled data and a decoder checkpoint to a folder that the pipeline loads.
+
+In: command-line options. Out: the trained model with tokenizer and card, checkpoints to go on from, and reports.
+It joins the stages, each of which has a file of its own: examples, overlaps, documents, prompts, rows, trainer, card.
+"""
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from transformers import AutoTokenizer, TrainerCallback, TrainingArguments
+
+from .configuration_decodner import DecodNERConfig
+from .modeling_decodner import DecodNERForSpanClassification
+from .prompting_decodner import PromptTemplate
+from .publishing_decodner import write_tokenizer
+from .trainer import SpanTrainer
+from .training_arguments import add_train_arguments
+from .training_card import TrainingRecord, write_training_card
+from .training_documents import EncodedSources, encode_sources
+from .training_options import TrainingPlan, read_plan
+from .training_prompts import OpenPrompter, OpenTypes, fixed_prompt
+from .training_rows import PackedRows
+
+__all__ = ["add_train_arguments", "run_train"]
+
+Say = Callable[[str], None]
+
+
+class TimeLimit(TrainerCallback):
+    """Stops training, with a checkpoint, when the time is up."""
+
+    def __init__(self, seconds: float) -> None:
+        """Counts from now."""
+        self.end = time.monotonic() + seconds
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        """Asks for a checkpoint and the end."""
+        if time.monotonic() > self.end:
+            control.should_save = control.should_training_stop = True
+
+
+def run_train(options: argparse.Namespace) -> int:
+    """Runs `decodner train`; returns the exit code.
+
+    Raises:
+        ValueError: data, labels and model that do not fit together; the message says what is allowed.
+        OSError: files that cannot be read.
+    """
+    say: Say = PartialState().print
+    plan = read_plan(options, say)
+    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    model = load_model(options, plan)
+    template = PromptTemplate.from_config(model.config)
+    rows = make_rows(options, plan, model, tokenizer, template, say)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # loaders fork; encoding in parallel is over
+    trainer = SpanTrainer(
+        model,
+        training_arguments(options, rows, bool(plan.dev)),
+        rows,
+        tokenizer,
+        dev=plan.dev,
+        dev_labels=plan.dev_labels,
+        none_weight=options.none_weight,
+        loss_divisor=options.loss_divisor,
+        context_words=options.context_words,
+        callbacks=[TimeLimit(options.max_seconds)] if options.max_seconds else None,
+    )
+    trainer.train(resume_from_checkpoint=_last_checkpoint(options) if options.resume else None)
+    say(f"the loop waited for rows {100 * trainer.wait_share:.1f}% of the time")
+    metrics = trainer.evaluate() if plan.dev else {}
+    if trainer.is_world_process_zero():
+        save(options, plan, trainer, metrics)
+    say(json.dumps({"output": str(options.output), "steps": trainer.state.global_step} | metrics))
+    return 0
+
+
+def load_model(options: argparse.Namespace, plan: TrainingPlan) -> Any:
+    """The decoder with the run's labels, adapters on it where asked for."""
+    adapted = options.lora_rank is not None
+    settings: dict[str, Any] = {"dtype": torch.bfloat16 if adapted else torch.float32}
+    if options.max_span_words is not None:
+        settings["max_span_words"] = options.max_span_words
+    if plan.labels is not None:
+        settings |= {"entity_labels": list(plan.labels)}
+        settings["label_descriptions"] = {name: text for name, text in plan.labels.items() if text is not None}
+    if options.answer_cue is not None:
+        settings["prompt"] = {"answer_cue": options.answer_cue}
+    if options.load_in_4bit:
+        from transformers import BitsAndBytesConfig
+
+        settings["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
+        )
+    model = DecodNERForSpanClassification.from_pretrained(options.model, **settings)
+    if adapted:
+        add_lora(model, options.lora_rank)
+    if options.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model
+
+
+def add_lora(model: Any, rank: int) -> None:
+    """Puts LoRA adapters on all linear layers of the decoder; only they are trained, in float32."""
+    from peft import LoraConfig
+
+    model.add_adapter(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM"))
+    model._hf_peft_config_loaded = True  # the Trainer asks the outer model whether a quantized one may be trained
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+def make_rows(
+    options: argparse.Namespace,
+    plan: TrainingPlan,
+    model: Any,
+    tokenizer: Any,
+    template: PromptTemplate,
+    say: Say,
+) -> PackedRows:
+    """Encodes the sources and packs them; says what was left out."""
+    config: DecodNERConfig = model.config
+    limit = model.position_limit.limit if model.position_limit is not None else None
+    prompt = None
+    reserve = min(512, limit // 2) if limit is not None else 512
+    if not options.open_types:
+        prompt = fixed_prompt(config.labels, tokenizer, template)
+        reserve = len(prompt.prefix_token_ids)
+    cue = len(template.encode_cue(tokenizer))
+    started = time.monotonic()
+    encoded = encode_sources(
+        plan.sources,
+        tokenizer,
+        template,
+        max_span_words=config.max_span_words,
+        types=None if options.open_types else list(config.labels),
+        context_words=options.context_words,
+        max_tokens=None if limit is None else limit - reserve - cue,
+        cue_tokens=cue,
+        seed=options.seed,
+    )
+    for source, coverage in zip(plan.sources, encoded.coverage, strict=True):
+        say(f"{source.name}: {coverage.report()}")
+    rows = PackedRows(
+        encoded,
+        prompt if prompt is not None else _open_prompter(options, plan, encoded, tokenizer, template, reserve),
+        row_tokens=options.row_tokens,
+        epochs=options.epochs,
+        seed=options.seed,
+        pad_token_id=tokenizer.pad_token_id or 0,
+    )
+    left = f"; {rows.plan.left_out:,} documents longer than a row are left out" if rows.plan.left_out else ""
+    say(f"{len(rows):,} rows of {options.row_tokens:,} nodes, {time.monotonic() - started:.0f} s{left}")
+    return rows
+
+
+def _open_prompter(
+    options: argparse.Namespace,
+    plan: TrainingPlan,
+    encoded: EncodedSources,
+    tokenizer: Any,
+    template: PromptTemplate,
+    prompt_tokens: int,
+) -> OpenPrompter:
+    settings = OpenTypes(
+        most=options.most_types,
+        prompt_tokens=prompt_tokens,
+        strangers=options.strangers,
+        strange_symbols=options.strange_symbols,
+        descriptions=plan.descriptions,
+        aliases=plan.aliases,
+    )
+    return OpenPrompter(settings, encoded, tokenizer, template)
+
+
+def training_arguments(options: argparse.Namespace, rows: PackedRows, has_dev: bool) -> TrainingArguments:
+    """The Trainer's arguments for these rows; a step is a row on every process, `rows_per_step` times."""
+    processes = PartialState().num_processes
+    steps = max(1, len(rows) // (processes * options.rows_per_step))
+    if options.max_steps is not None:
+        steps = min(steps, options.max_steps)
+    epoch = max(1, rows.plan.rows_per_epoch // (processes * options.rows_per_step))
+    cuda = torch.cuda.is_available() and not options.cpu
+    workers = {"dataloader_persistent_workers": True, "dataloader_prefetch_factor": 8} if options.workers else {}
+    return TrainingArguments(
+        output_dir=str(options.output),
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=options.rows_per_step,
+        num_train_epochs=1,
+        max_steps=options.max_steps if options.max_steps is not None else -1,
+        learning_rate=options.learning_rate,
+        weight_decay=options.weight_decay,
+        lr_scheduler_type="cosine",
+        warmup_steps=round(options.warmup * steps),
+        max_grad_norm=1.0,
+        bf16=cuda and options.dtype == "bfloat16",
+        use_cpu=options.cpu,
+        torch_compile=options.compile,
+        remove_unused_columns=False,
+        dataloader_num_workers=options.workers,
+        logging_steps=options.log_steps,
+        logging_nan_inf_filter=False,  # it would wait for the GPU in every step
+        eval_strategy="steps" if has_dev and options.evaluate_epochs else "no",
+        eval_steps=epoch * (options.evaluate_epochs or 1),
+        save_strategy="steps",
+        save_steps=epoch * (options.evaluate_epochs or 1),
+        save_total_limit=1,
+        load_best_model_at_end=has_dev and bool(options.evaluate_epochs) and options.keep_best,
+        metric_for_best_model="f1" if has_dev else None,
+        greater_is_better=True if has_dev else None,
+        ddp_find_unused_parameters=False,
+        seed=options.seed,
+        report_to=[],
+        disable_tqdm=True,
+        **workers,
+    )
+
+
+def save(options: argparse.Namespace, plan: TrainingPlan, trainer: SpanTrainer, metrics: dict[str, float]) -> None:
+    """Writes the trained model, its tokenizer and its card into the output folder."""
+    model: Any = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
+    if options.lora_rank is None:
+        model.to(getattr(torch, options.save_dtype))
+    model.save_pretrained(options.output, max_shard_size=options.max_shard_size)
+    write_tokenizer(trainer.processing_class, str(options.output))
+    settings = {name: getattr(options, name) for name in RECORDED}
+    if Path(options.model).exists():  # a path here says nothing elsewhere
+        settings["model"] = Path(options.model).resolve().name
+    record = TrainingRecord(
+        sources=plan.sources,
+        dropped=plan.dropped,
+        metrics={name.removeprefix("eval_"): value for name, value in metrics.items() if name.startswith("eval_")},
+        dev=options.dev,
+        settings=settings,
+        licence=options.licence,
+    )
+    write_training_card(model.config, Path(options.output), record)
+
+
+RECORDED = (
+    *("model", "epochs", "learning_rate", "row_tokens", "rows_per_step", "none_weight", "loss_divisor"),
+    *("open_types", "context_words", "lora_rank", "seed"),
+)
+
+
+def _last_checkpoint(options: argparse.Namespace) -> str | None:
+    """The newest checkpoint in the output folder, None where there is none."""
+    found: Sequence[Path] = sorted(
+        Path(options.output).glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2])
+    )
+    return str(found[-1]) if found else None

@@ -1,0 +1,301 @@
+"""Encodes labelled examples for training: the product's own candidate spans, each with its gold label.
+
+In: sources of `Example`s and a tokenizer. Out: `EncodedSources`, with a count of what no candidate can stand for.
+Only gold spans, and a few spans that surely are none, carry a label where an example is labelled in part.
+Knows nothing of prompts, rows or models.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+
+from .examples import Example, Passage, join_documents, labels_of
+from .forest_decodner import SpanPaths, build_forest
+from .prompting_decodner import PromptTemplate
+from .spans_decodner import EncodedDocument, encode_documents, split_into_windows
+
+IntArray = NDArray[np.int64]
+UNLABELLED = -100  # carries no loss
+NONE = 0  # gold codes: 0 is no entity, t + 1 the type number t
+AT_ONCE = 512  # examples
+SURE_NEGATIVES = 8  # per gold span of an example that is labelled in part
+
+
+@dataclass(frozen=True)
+class TrainingSource:
+    """Examples that are labelled by one scheme.
+
+    Attributes:
+        name: for reports and the model card.
+        examples: what to train on.
+        labels: the types that the scheme knows, which is what its examples may be asked for; those that occur if ().
+        repeat: how often an epoch shows each example; 0.5 is a random half, anew in every epoch.
+        licence: of the data, for the model card.
+    """
+
+    name: str
+    examples: Sequence[Example]
+    labels: tuple[str, ...] = ()
+    repeat: float = 1.0
+    licence: str | None = None
+
+    def __post_init__(self) -> None:
+        """Checks that there is something to train on."""
+        if not self.examples:
+            raise ValueError(f"the source {self.name!r} has no examples.")
+        if not self.repeat > 0:
+            raise ValueError(f"repeat of the source {self.name!r} must be greater than 0, not {self.repeat!r}.")
+        if not self.labels:
+            object.__setattr__(self, "labels", tuple(labels_of(self.examples)))
+        if not self.labels:
+            raise ValueError(f"no example of the source {self.name!r} has an entity, and no labels were named for it.")
+
+
+@dataclass(frozen=True)
+class TrainingDocument:
+    """One document, or one window of it, with its gold labels.
+
+    Attributes:
+        chain_token_ids: int64 [n], the document's tokens with what the prompt puts around them.
+        paths: its S candidate spans.
+        gold: int64 [S]: 0 no entity, t + 1 the type number t, -100 not known.
+        types: int64, the numbers of the types that occur in it, each once.
+        num_nodes: forest nodes of chain and spans.
+        source: number of its source.
+        partial: whether it is labelled in part.
+    """
+
+    chain_token_ids: IntArray
+    paths: SpanPaths
+    gold: IntArray
+    types: IntArray
+    num_nodes: int
+    source: int
+    partial: bool
+
+
+@dataclass
+class Coverage:
+    """What became of the gold spans.
+
+    Attributes:
+        examples: read.
+        gold: spans that are labelled.
+        wider: those wider than the widest candidate.
+        off_words: those that do not begin and end with a word, or cross a bound of a joined document.
+        relabelled: those that are labelled twice; the first label counts.
+    """
+
+    examples: int = 0
+    gold: int = 0
+    wider: int = 0
+    off_words: int = 0
+    relabelled: int = 0
+    wide_by_label: Counter[str] = field(default_factory=Counter)
+
+    def report(self) -> str:
+        """One line for people."""
+        share = 100 * (1 - (self.wider + self.off_words) / max(1, self.gold))
+        text = f"{self.examples:,} examples, {self.gold:,} gold spans, {share:.2f}% of them candidates"
+        parts = {"wider than the limit": self.wider, "off the word bounds": self.off_words}
+        parts["labelled twice (first label taken)"] = self.relabelled
+        text += "".join(f"; {count:,} {what}" for what, count in parts.items() if count)
+        if self.wide_by_label:
+            text += f" (widest by label: {', '.join(f'{n} {c}' for n, c in self.wide_by_label.most_common(3))})"
+        return text
+
+
+@dataclass(frozen=True)
+class EncodedSources:
+    """All sources, encoded.
+
+    Attributes:
+        types: the names of all types, their number being their index.
+        inventories: per source the numbers of its types.
+        documents: of all sources, in order.
+        repeats: per source how often an epoch shows its documents.
+        coverage: per source.
+    """
+
+    types: tuple[str, ...]
+    inventories: tuple[IntArray, ...]
+    documents: list[TrainingDocument]
+    repeats: tuple[float, ...]
+    coverage: tuple[Coverage, ...]
+
+
+def encode_sources(
+    sources: Sequence[TrainingSource],
+    tokenizer: PreTrainedTokenizerBase,
+    template: PromptTemplate,
+    *,
+    max_span_words: int,
+    types: Sequence[str] | None = None,
+    context_words: int | None = None,
+    max_tokens: int | None = None,
+    cue_tokens: int = 0,
+    seed: int = 0,
+) -> EncodedSources:
+    """Encodes every example with the candidate generator of the pipeline.
+
+    Args:
+        sources: what to train on.
+        tokenizer: a fast tokenizer.
+        template: the prompt's parts around a document.
+        max_span_words: longest candidate.
+        types: all types in their order; those of the sources if None.
+        context_words: join sentences of a document up to so many words; candidates stay inside their sentence.
+        max_tokens: cut documents into windows that fit this with their longest span.
+        cue_tokens: tokens of the answer cue, for the number of nodes.
+        seed: of the choice of sure negatives.
+
+    Raises:
+        ValueError: no source, a label that is not among `types`, or what `encode_documents` refuses.
+    """
+    if not sources:
+        raise ValueError("no sources were given: name at least one to train on.")
+    names = tuple(dict.fromkeys(label for source in sources for label in source.labels) if types is None else types)
+    numbers = {name: number for number, name in enumerate(names)}
+    documents: list[TrainingDocument] = []
+    coverage = []
+    for index, source in enumerate(sources):
+        missing = sorted({*source.labels, *labels_of(source.examples)} - set(names))
+        if missing:
+            raise ValueError(
+                f"the source {source.name!r} has labels {missing[:10]} that are not asked for; the labels are "
+                f"{list(names)[:20]}: map or leave out labels with a label map."
+            )
+        encoder = _Encoder(
+            tokenizer, template, max_span_words, max_tokens, numbers, np.random.default_rng([seed, index])
+        )
+        for start in range(0, len(source.examples), AT_ONCE):
+            for kind in _alike(source.examples[start : start + AT_ONCE]):
+                passages = _passages(kind, context_words)
+                documents += encoder.encode(passages, index)
+        coverage.append(encoder.coverage)
+    documents = _counted(documents, cue_tokens)
+    inventories = tuple(np.array([numbers[label] for label in source.labels], np.int64) for source in sources)
+    return EncodedSources(names, inventories, documents, tuple(s.repeat for s in sources), tuple(coverage))
+
+
+def _alike(examples: Sequence[Example]) -> Iterator[list[Example]]:
+    """Texts and lists of words apart, each in order."""
+    for kind in (str, list):
+        chosen = [example for example in examples if isinstance(example.content, kind)]
+        if chosen:
+            yield chosen
+
+
+def _passages(examples: Sequence[Example], context_words: int | None) -> list[Passage]:
+    if context_words is not None:
+        return join_documents(examples, context_words)
+    return [Passage(example, (index,), (0,), ((0, len(example.text)),)) for index, example in enumerate(examples)]
+
+
+@dataclass
+class _Encoder:
+    """Encodes passages of one source and counts what it sees."""
+
+    tokenizer: PreTrainedTokenizerBase
+    template: PromptTemplate
+    max_span_words: int
+    max_tokens: int | None
+    numbers: dict[str, int]
+    generator: np.random.Generator
+    coverage: Coverage = field(default_factory=Coverage)
+
+    def encode(self, passages: Sequence[Passage], source: int) -> list[TrainingDocument]:
+        contents: Any = [passage.example.content for passage in passages]
+        encoded = encode_documents(
+            contents,
+            self.tokenizer,
+            self.template,
+            max_span_words=self.max_span_words,
+            is_split_into_words=isinstance(contents[0], list),
+        )
+        documents = []
+        for passage, document in zip(passages, encoded, strict=True):
+            inside = _within(passage, document)
+            gold = self._gold(passage, inside)
+            for window in self._windows(inside):
+                codes = self._codes(gold, window, passage.example.partial)
+                if len(codes) and (codes != UNLABELLED).any():
+                    found = np.unique(codes[codes > NONE]) - 1
+                    chain, paths = window.chain_token_ids, window.candidates.paths
+                    documents.append(TrainingDocument(chain, paths, codes, found, 0, source, passage.example.partial))
+        return documents
+
+    def _windows(self, document: EncodedDocument) -> list[EncodedDocument]:
+        if self.max_tokens is None:
+            return [document]
+        return split_into_windows(document, self.max_tokens, self.tokenizer, self.template)
+
+    def _gold(self, passage: Passage, document: EncodedDocument) -> dict[tuple[int, int], int]:
+        """Type number of each labelled span that is a candidate; the others are counted."""
+        counts, spans = self.coverage, document.candidates
+        known = set(zip(spans.start.tolist(), spans.end.tolist(), strict=True))
+        gold: dict[tuple[int, int], int] = {}
+        counts.examples += len(passage.members)
+        for start, end, label in passage.example.character_entities:
+            counts.gold += 1
+            words = int(((document.word_starts < end) & (document.word_ends > start)).sum())
+            if (start, end) not in known:
+                if words > self.max_span_words:
+                    counts.wider += 1
+                    counts.wide_by_label[label] += 1
+                else:
+                    counts.off_words += 1
+            elif gold.setdefault((start, end), self.numbers[label]) != self.numbers[label]:
+                counts.relabelled += 1
+        return gold
+
+    def _codes(self, gold: dict[tuple[int, int], int], window: EncodedDocument, partial: bool) -> IntArray:
+        """int64 [S]: the gold code of each of the window's candidates."""
+        spans = window.candidates
+        codes = np.full(spans.num_spans, UNLABELLED if partial else NONE)
+        stride = len(window.text) + 1
+        keys = spans.start * stride + spans.end
+        order = np.argsort(keys)
+        wanted = np.array([start * stride + end for start, end in gold], np.int64)
+        places = np.searchsorted(keys, wanted, sorter=order).clip(max=max(0, len(keys) - 1))
+        held = keys[order[places]] == wanted if len(keys) else np.zeros(len(wanted), bool)
+        labelled = order[places[held]]
+        codes[labelled] = np.fromiter(gold.values(), np.int64, len(gold))[held] + 1
+        if partial:
+            codes[self._sure_negatives(window, labelled)] = NONE
+        return codes
+
+    def _sure_negatives(self, window: EncodedDocument, labelled: IntArray) -> IntArray:
+        """Some candidates that overlap a labelled one without being one: of one name, one reading is right."""
+        start, end = window.candidates.start, window.candidates.end
+        overlap = (start[:, None] < end[labelled]) & (start[labelled] < end[:, None])
+        near = np.setdiff1d(np.flatnonzero(overlap.any(axis=1)), labelled)
+        return self.generator.permutation(near)[: SURE_NEGATIVES * len(labelled)]
+
+
+def _within(passage: Passage, document: EncodedDocument) -> EncodedDocument:
+    """The document without the candidates that cross a bound between its sentences."""
+    if len(passage.character_bounds) == 1:
+        return document
+    ends = np.array([end for _, end in passage.character_bounds])
+    spans = document.candidates
+    inside = np.searchsorted(ends, spans.start, side="right") == np.searchsorted(ends, spans.end, side="left")
+    return replace(document, candidates=spans.select(inside))
+
+
+def _counted(documents: list[TrainingDocument], cue_tokens: int) -> list[TrainingDocument]:
+    """The documents with their exact number of nodes."""
+    counted = []
+    for start in range(0, len(documents), AT_ONCE):
+        batch = documents[start : start + AT_ONCE]
+        forest = build_forest(
+            [d.chain_token_ids for d in batch], [d.paths for d in batch], cue_token_ids=[0] * cue_tokens
+        )
+        sizes = np.diff(forest.cu_nodes.numpy()).tolist()
+        counted += [replace(d, num_nodes=size) for d, size in zip(batch, sizes, strict=True)]
+    return counted

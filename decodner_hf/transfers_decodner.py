@@ -1,0 +1,53 @@
+"""Small tensors on their way to the device and back, without the host waiting for the work in flight there.
+
+In: integer tensors on the CPU; or a result on the device. Out: the former on the device, all in one copy; the latter
+on the CPU once it is asked for. On a device other than a GPU both are plain copies.
+Knows nothing of what the tensors mean.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+
+def upload(tensors: Sequence[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
+    """Returns integer tensors of any shape as int64 on `device`; those on the CPU travel together.
+
+    For a GPU they go through pinned memory: a plain copy would wait until the GPU has done all that came before.
+    """
+    staged = [tensor for tensor in tensors if tensor.device.type == "cpu"]
+    if device.type != "cuda" or not staged:
+        return [tensor.to(device, torch.int64) for tensor in tensors]
+    sizes = [tensor.numel() for tensor in staged]
+    flat = torch.empty(sum(sizes), dtype=torch.int64, pin_memory=True)
+    for piece, tensor in zip(flat.split(sizes), staged, strict=True):
+        piece.copy_(tensor.reshape(-1))
+    pieces = iter(flat.to(device, non_blocking=True).split(sizes))
+    return [
+        next(pieces).view(tensor.shape) if tensor.device.type == "cpu" else tensor.to(device, torch.int64)
+        for tensor in tensors
+    ]
+
+
+class Download:
+    """A float tensor that is being copied to the CPU; `array` waits for it."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        """Starts the copy of `tensor` as float32, behind the work that computes it."""
+        self._arrived: torch.cuda.Event | None = None
+        self._host = tensor.float()
+        if tensor.is_cuda:
+            computed = self._host
+            self._host = torch.empty(computed.shape, dtype=torch.float32, pin_memory=True)
+            self._host.copy_(computed, non_blocking=True)
+            self._arrived = torch.cuda.Event()
+            self._arrived.record(torch.cuda.current_stream(tensor.device))
+
+    def array(self) -> NDArray[np.float32]:
+        """The values, float32 in the tensor's shape, in memory that stays valid."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        values: NDArray[np.float32] = self._host.cpu().numpy()
+        return values

@@ -1,0 +1,321 @@
+"""Pretrains a small Llama from scratch on plain text: tokenizer, tokens, training, a folder for `from_pretrained`.
+
+In: JSON Lines files with a text each line, plain or .xz. Out: a folder with weights in shards and the tokenizer.
+A run that was stopped, by --max-seconds or otherwise, goes on from its last saved state when the same command is given
+again, and ends with the weights that it would have had. Several GPUs: `accelerate launch scripts/pretrain.py ...`.
+
+python scripts/pretrain.py --text data/*.jsonl.xz --output backbone --tokens 300_000_000
+"""
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from pretrain_data import BEGIN, END, PAD, Corpus, RowOrder, cut_rows, tokenize_corpus, train_tokenizer
+from pretrain_options import parse
+from torch import nn
+from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+ATTENTION = "causal_rows"
+BETAS, WEIGHT_DECAY, CLIP = (0.9, 0.95), 0.1, 1.0
+LAST_RATE = 0.1  # the learning rate at the end, as a part of the highest
+SHAPE = ("vocabulary", "hidden", "layers", "heads", "mlp", "row_tokens", "max_positions")
+
+
+def causal_rows(
+    module: nn.Module,  # noqa: ARG001
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,  # noqa: ARG001
+    scaling: float | None = None,
+    **kwargs: Any,  # noqa: ARG001
+) -> tuple[torch.Tensor, None]:
+    """Causal attention of full rows; no mask is ever built, so that the flash kernel is always used.
+
+    The arguments are those that transformers gives: query, key, value [B, H, T, D]; returns ([B, T, H, D], None).
+    """
+    grouped = query.shape[1] != key.shape[1]
+    attended = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=grouped)
+    return attended.transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(ATTENTION, causal_rows)
+
+
+class RowLoss(nn.Module):
+    """The mean next-token loss of rows; all that is compiled."""
+
+    def __init__(self, model: LlamaForCausalLM, half: bool) -> None:
+        """Computes in bfloat16, with weights in float32, if `half`."""
+        super().__init__()
+        self.model, self.half = model, half
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        """int64 [B, T + 1] -> scalar."""
+        with torch.autocast(rows.device.type, torch.bfloat16, enabled=self.half):
+            states = self.model.model(input_ids=rows[:, :-1], use_cache=False).last_hidden_state
+            logits = self.model.lm_head(states)
+        return F.cross_entropy(logits.float().flatten(0, 1), rows[:, 1:].flatten())
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Sizes of the run in steps; all follow from the arguments, so that a resumed run has the same."""
+
+    steps: int
+    warmup: int
+    rate: float
+    rows: int  # a step, over all ranks
+
+    @classmethod
+    def of(cls, options: argparse.Namespace) -> "Schedule":
+        """Raises a ValueError where a step is not a whole number of rows, or the run is shorter than a step."""
+        rows, rest = divmod(options.batch_tokens, options.row_tokens)
+        if rest or not rows:
+            raise ValueError(
+                f"--batch-tokens {options.batch_tokens} is not a multiple of --row-tokens {options.row_tokens}."
+            )
+        steps = options.tokens // options.batch_tokens
+        if steps < 1:
+            raise ValueError(f"--tokens {options.tokens} is less than one step of {options.batch_tokens}.")
+        return cls(steps, max(1, round(options.warmup * steps)), options.learning_rate, rows)
+
+    def rate_at(self, step: int) -> float:
+        """Learning rate of step `step`: linear up to the end of the warm-up, then a cosine down."""
+        if step < self.warmup:
+            return self.rate * (step + 1) / self.warmup
+        part = (step - self.warmup) / max(1, self.steps - self.warmup)
+        return self.rate * (LAST_RATE + (1 - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * part)))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns 0 when all tokens are trained on, 3 when --max-seconds stopped the run."""
+    started = time.monotonic()
+    options = parse(argv, __doc__ or "")
+    accelerator = Accelerator()
+    say: Callable[[str], None] = lambda text: accelerator.print(text, flush=True)  # noqa: E731
+    schedule = Schedule.of(options)
+    with accelerator.main_process_first():
+        tokenizer = prepare_tokenizer(options, say)
+        corpus = tokenize_corpus(options.text, options.text_field, tokenizer.backend_tokenizer, options.work)
+    say(f"{len(corpus.token_ids):,} tokens in {len(corpus.cu_seqlens) - 1:,} documents, {seconds(started)}")
+    trainer = Pretrainer(options, schedule, corpus, tokenizer, accelerator)
+    if trainer.resume():
+        say(f"going on at step {trainer.step} of {schedule.steps}")
+    finished = trainer.run(started, say)
+    trainer.save_state()
+    if not finished:
+        say(f"stopped at step {trainer.step} of {schedule.steps}: the same command goes on.")
+        return 3
+    loss = trainer.validate()
+    trainer.save_model(loss)
+    say(json.dumps({"steps": trainer.step, "parameters": trainer.num_parameters, "valid_loss": round(loss, 4)}))
+    return 0
+
+
+class Pretrainer:
+    """The training loop and what it saves."""
+
+    def __init__(
+        self,
+        options: argparse.Namespace,
+        schedule: Schedule,
+        corpus: Corpus,
+        tokenizer: PreTrainedTokenizerFast,
+        accelerator: Accelerator,
+    ) -> None:
+        """Makes the model (seeded) and its optimizer on the accelerator's device."""
+        self.options, self.schedule, self.tokenizer, self.accelerator = options, schedule, tokenizer, accelerator
+        device = accelerator.device
+        torch.manual_seed(options.seed)
+        torch.set_float32_matmul_precision("high")
+        self.model = make_model(options, tokenizer).to(device)
+        self.num_parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        self.optimizer = make_optimizer(self.model, schedule.rate, device)
+        loss = RowLoss(self.model, half=options.dtype == "bfloat16")
+        compiled = torch.compile(loss, dynamic=False) if options.compile else loss
+        self.loss = accelerator.prepare_model(compiled) if accelerator.num_processes > 1 else compiled
+        train, valid = corpus.split(options.valid_documents, options.seed)
+        self.order = RowOrder(corpus, train, options.row_tokens, options.seed)
+        self.valid = cut_rows(corpus.stream(valid), options.row_tokens) if len(valid) else None
+        self.step = 0
+        self.state_path = options.work / "state.pt"
+        if schedule.rows % (accelerator.num_processes * options.micro_rows):
+            raise ValueError(
+                f"a step has {schedule.rows} rows, which {accelerator.num_processes} processes cannot take "
+                f"{options.micro_rows} at a time: choose another --micro-rows or --batch-tokens."
+            )
+
+    def run(self, started: float, say: Callable[[str], None]) -> bool:
+        """Trains up to the last step; False where the time ran out before."""
+        options, schedule = self.options, self.schedule
+        logged, since = torch.zeros((), device=self.accelerator.device), self.step
+        clock = saved = time.monotonic()
+        while self.step < schedule.steps:
+            logged += self._one_step()
+            self.step += 1
+            if self.step % options.log_steps == 0 or self.step == schedule.steps:
+                loss = self.accelerator.reduce(logged, "mean").item() / (self.step - since)
+                now = time.monotonic()
+                speed = (self.step - since) * options.batch_tokens / (now - clock)
+                say(
+                    f"step {self.step}/{schedule.steps} loss {loss:.4f} lr {schedule.rate_at(self.step - 1):.2e} "
+                    f"{speed:,.0f} tokens/s {seconds(started)}"
+                )
+                logged.zero_()
+                since, clock = self.step, now
+                if self._out_of_time(started):
+                    return self.step == schedule.steps
+                if options.save_seconds and now - saved > options.save_seconds:
+                    self.save_state()
+                    clock = saved = time.monotonic()
+        return True
+
+    def _out_of_time(self, started: float) -> bool:
+        """Whether any rank has used its time: all must stop at the same step."""
+        if self.options.max_seconds is None:
+            return False
+        late = torch.tensor([float(time.monotonic() - started > self.options.max_seconds)])
+        return bool(self.accelerator.reduce(late.to(self.accelerator.device), "sum").item())
+
+    def _one_step(self) -> torch.Tensor:
+        """One optimizer step; returns this rank's mean loss, still on the device."""
+        ranks, micro = self.accelerator.num_processes, self.options.micro_rows
+        device = self.accelerator.device
+        own = self.schedule.rows // ranks
+        first = self.step * self.schedule.rows + self.accelerator.process_index * own
+        rows = torch.from_numpy(self.order.take(first, own))
+        rows = rows.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else rows.to(device)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.schedule.rate_at(self.step)
+        total = torch.zeros((), device=device)
+        pieces = rows.split(micro)
+        for number, piece in enumerate(pieces):
+            last = number == len(pieces) - 1
+            with self.accelerator.no_sync(self.loss) if ranks > 1 and not last else nullcontext():
+                loss = self.loss(piece) / len(pieces)
+                loss.backward()
+            total += loss.detach()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return total
+
+    @torch.no_grad()
+    def validate(self) -> float:
+        """Mean loss of the held-out documents; NaN where none are held out."""
+        if self.valid is None:
+            return math.nan
+        loss = RowLoss(self.model, half=self.options.dtype == "bfloat16")
+        rows = torch.from_numpy(self.valid.astype("int64")).split(self.options.micro_rows)
+        sums = [float(loss(piece.to(self.accelerator.device))) * len(piece) for piece in rows]
+        return sum(sums) / len(self.valid)
+
+    # ------------------------------------------------------------------ what is saved
+
+    def _identity(self) -> dict[str, Any]:
+        """What must be the same for a saved state to be gone on from."""
+        names = (*SHAPE, "tokens", "batch_tokens", "learning_rate", "warmup", "seed", "valid_documents")
+        return {name: getattr(self.options, name) for name in names}
+
+    def save_state(self) -> None:
+        """Writes weights, optimizer and step, so that the same command goes on from here."""
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step}
+            part = self.state_path.with_suffix(".part")
+            torch.save(state | {"identity": self._identity()}, part)
+            part.replace(self.state_path)
+        self.accelerator.wait_for_everyone()
+
+    def resume(self) -> bool:
+        """Loads the saved state if there is one; a ValueError if it belongs to another run."""
+        if not self.state_path.exists():
+            return False
+        state = torch.load(self.state_path, map_location=self.accelerator.device, weights_only=True)
+        other = {name: value for name, value in state["identity"].items() if value != self._identity()[name]}
+        if other:
+            raise ValueError(
+                f"{self.state_path} is of a run with {other}, this one has others: give those values, or another "
+                "--work folder."
+            )
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step = state["step"]
+        return True
+
+    def save_model(self, valid_loss: float) -> None:
+        """Writes the finished model, its tokenizer and how it was made."""
+        if not self.accelerator.is_main_process:
+            return
+        directory = self.options.output
+        self.model.to(getattr(torch, self.options.save_dtype))
+        self.model.save_pretrained(directory, max_shard_size=self.options.max_shard_size)
+        self.tokenizer.save_pretrained(directory)
+        record = self._identity() | {
+            "parameters": self.num_parameters,
+            "files": [path.name for path in self.options.text],
+            "valid_loss": valid_loss,
+        }
+        (directory / "pretraining.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def make_model(options: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """A random Llama by the options, or the one at --init."""
+    if options.init is not None:
+        return LlamaForCausalLM.from_pretrained(options.init, dtype=torch.float32, attn_implementation=ATTENTION)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=options.hidden,
+        num_hidden_layers=options.layers,
+        num_attention_heads=options.heads,
+        num_key_value_heads=options.heads,
+        intermediate_size=options.mlp,
+        max_position_embeddings=options.max_positions or options.row_tokens,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return LlamaForCausalLM._from_config(config, attn_implementation=ATTENTION, dtype=torch.float32)
+
+
+def make_optimizer(model: nn.Module, rate: float, device: torch.device) -> torch.optim.Optimizer:
+    """AdamW; only matrices decay."""
+    parameters = list(model.parameters())
+    groups = [
+        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": WEIGHT_DECAY},
+        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=rate, betas=BETAS, fused=device.type == "cuda")
+
+
+def prepare_tokenizer(options: argparse.Namespace, say: Callable[[str], None]) -> PreTrainedTokenizerFast:
+    """The tokenizer at --init or --tokenizer, or that of an earlier run, or one trained now."""
+    given = options.tokenizer or options.init
+    kept = options.work / "tokenizer"
+    if given is None and not (kept / "tokenizer.json").exists():
+        start = time.monotonic()
+        trained = train_tokenizer(options.text, options.text_field, options.vocabulary, options.tokenizer_characters)
+        marks = {"bos_token": BEGIN, "eos_token": END, "pad_token": PAD}
+        PreTrainedTokenizerFast(tokenizer_object=trained, **marks).save_pretrained(kept)
+        say(f"trained a tokenizer of {trained.get_vocab_size():,} tokens, {seconds(start)}")
+    return PreTrainedTokenizerFast.from_pretrained(given or kept)
+
+
+def seconds(since: float) -> str:
+    """Time since then, for people."""
+    return f"{time.monotonic() - since:.0f} s"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

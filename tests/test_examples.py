@@ -1,0 +1,283 @@
+import json
+from itertools import pairwise
+
+import datasets
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from decodner_hf.examples import Example, join_documents, labels_of, load_examples
+from decodner_hf.label_maps import LabelMap
+from decodner_hf.tags import tags_to_entities
+from decodner_hf.words_decodner import split_words
+
+WORDS = ["Steve", "Jobs", "left", "Apple", "Rome"]
+GOLD = ((0, 2, "PER"), (3, 4, "ORG"), (4, 5, "LOC"))
+
+
+def write_jsonl(path, *rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+# ---------------------------------------------------------------- tags
+
+SCHEMES = {
+    "IOB2": "B-PER I-PER O B-ORG B-LOC",
+    "IOB1": "I-PER I-PER O I-ORG I-LOC",
+    "BIOES": "B-PER E-PER O S-ORG S-LOC",
+    "BILOU": "B-PER L-PER O U-ORG U-LOC",
+}
+
+
+@pytest.mark.parametrize("tags", SCHEMES.values(), ids=SCHEMES.keys())
+def test_every_scheme_marks_the_same_entities(tags):
+    assert tags_to_entities(tags.split()) == list(GOLD)
+
+
+def test_neighbours_of_one_label_are_kept_apart():
+    assert tags_to_entities(["B-X", "B-X", "I-X"]) == [(0, 1, "X"), (1, 3, "X")]
+    assert tags_to_entities(["I-X", "I-X", "B-X"]) == [(0, 2, "X"), (2, 3, "X")]  # IOB1
+    assert tags_to_entities(["S-X", "I-X", "E-X", "I-X"]) == [(0, 1, "X"), (1, 3, "X"), (3, 4, "X")]
+    assert tags_to_entities(["B-X", "I-X-Y", "O"]) == [(0, 1, "X"), (1, 2, "X-Y")]
+    assert tags_to_entities([]) == []
+
+
+@st.composite
+def flat_entities(draw):
+    bounds = sorted(draw(st.sets(st.integers(0, 12), max_size=8)))
+    kept = [draw(st.sampled_from(["A", "B", None])) for _ in bounds[1:]]
+    return [(*pair, label) for pair, label in zip(pairwise(bounds), kept, strict=True) if label]
+
+
+@given(flat_entities(), st.sampled_from(["IOB2", "BIOES"]))
+def test_entities_survive_being_written_as_tags(entities, scheme):
+    tags = ["O"] * 12
+    for start, end, label in entities:
+        tags[start:end] = [f"B-{label}"] + [f"I-{label}"] * (end - start - 1)
+        if scheme == "BIOES":
+            tags[end - 1] = f"{'S' if end - start == 1 else 'E'}-{label}"
+    assert tags_to_entities(tags) == entities
+
+
+@pytest.mark.parametrize("tag", ["PER", "B-", "X-PER", "-PER", "", "BPER", "BI-PER", 3, None])
+def test_tags_that_do_not_parse_are_refused(tag):
+    with pytest.raises(ValueError, match="does not parse"):
+        tags_to_entities(["O", tag])
+
+
+# ---------------------------------------------------------------- sources
+
+
+def conll(path):
+    lines = [f"{word} X {tag}" for word, tag in zip(WORDS, SCHEMES["IOB2"].split(), strict=True)]
+    path.write_text("\n".join(["-DOCSTART- -X- O", "", *lines, "", "", "Rome X B-LOC"]))
+    return path
+
+
+@pytest.fixture
+def saved():
+    names = ["O", "B-PER", "I-PER", "B-ORG", "B-LOC"]
+    features = datasets.Features(
+        {
+            "id": datasets.Value("string"),
+            "tokens": datasets.List(datasets.Value("string")),
+            "ner_tags": datasets.List(datasets.ClassLabel(names=names)),
+        }
+    )
+    rows = [{"id": "0", "tokens": WORDS, "ner_tags": [1, 2, 0, 3, 4]}]
+    return datasets.Dataset.from_list(rows, features)
+
+
+def test_jsonl_of_words_and_of_texts(tmp_path):
+    path = write_jsonl(
+        tmp_path / "a.jsonl",
+        {"tokens": WORDS, "entities": [[0, 2, "PER"], [3, 4, "ORG"], [4, 5, "LOC"], [3, 4, "ORG"]], "doc": 7},
+        {"text": "In Rome", "entities": [{"start": 3, "end": 7, "entity_group": "LOC"}], "partial": True},
+    )
+    assert load_examples(path) == [Example(WORDS, GOLD, "7"), Example("In Rome", ((3, 7, "LOC"),), partial=True)]
+    assert load_examples(path, limit=1, partial=True) == [Example(WORDS, GOLD, "7", partial=True)]
+
+
+def test_conll_files_number_their_documents(tmp_path):
+    expected = [Example(WORDS, GOLD, "1"), Example(["Rome"], ((0, 1, "LOC"),), "1")]
+    assert load_examples(conll(tmp_path / "a.conll")) == expected
+    assert load_examples(conll(tmp_path / "a.txt")) == expected
+
+
+def test_json_list(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps([{"words": WORDS, "tags": SCHEMES["IOB1"].split()}]))
+    assert load_examples(tmp_path / "a.json") == [Example(WORDS, GOLD)]
+
+
+def test_class_numbers_are_read_by_their_names(tmp_path, saved):
+    saved.to_parquet(tmp_path / "a.parquet")
+    saved.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict({"validation": saved}).save_to_disk(tmp_path / "many")
+    for source, split in (("a.parquet", None), ("one", None), ("many", "validation"), ("many", "dev")):
+        assert load_examples(tmp_path / source, split) == [Example(WORDS, GOLD)]
+    hidden = saved.map(lambda row: {"ner_tags": [-1] * len(row["tokens"])})
+    hidden.save_to_disk(tmp_path / "hidden")
+    with pytest.raises(ValueError, match="not labelled"):
+        load_examples(tmp_path / "hidden")
+
+
+def test_a_folder_has_a_file_a_split(tmp_path):
+    write_jsonl(tmp_path / "valid.jsonl", {"text": "a", "entities": []})
+    assert load_examples(tmp_path, "dev")[0].content == "a"
+    for split in (None, "test", "train"):
+        with pytest.raises(ValueError, match=r"\['valid'\]"):
+            load_examples(tmp_path, split)
+
+
+def test_hub_ids_go_to_datasets(monkeypatch, saved):
+    asked = []
+    answer = datasets.DatasetDict({"test": saved})
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, revision: asked.append((name, revision)) or answer)
+    assert load_examples("someone/set", "test") == load_examples("conll2003", "test") == [Example(WORDS, GOLD)]
+    assert asked[0] == ("someone/set", None)
+    assert asked[1][1] == "refs/convert/parquet"
+
+
+def test_columns_may_be_named(tmp_path):
+    row = {"tokens": ["x"], "ner_tags": ["O"], "t": "In Rome", "w": WORDS, "g": SCHEMES["IOB2"].split(), "e": []}
+    path = write_jsonl(tmp_path / "a.jsonl", row)
+    assert load_examples(path, tokens_column="w", tags_column="g") == [Example(WORDS, GOLD)]
+    assert load_examples(path, text_column="t", entities_column="e") == [Example("In Rome", ())]
+
+
+ROWS = {
+    "no content": ({"entities": []}, "no column tokens or words or text"),
+    "no labels": ({"tokens": ["a"]}, "no column entities"),
+    "numbers": ({"tokens": ["a"], "ner_tags": [3]}, "does not parse"),
+    "tags of a text": ({"text": "a", "tags": ["O"]}, "tags need a list"),
+    "too few tags": ({"tokens": ["a", "b"], "tags": ["O"]}, "1 tags"),
+    "beyond the end": ({"text": "abc", "entities": [[0, 4, "X"]]}, "outside its example"),
+    "empty span": ({"text": "abc", "entities": [[1, 1, "X"]]}, "is empty"),
+    "no label": ({"text": "abc", "entities": [[0, 1, None]]}, "an entity must be"),
+    "float": ({"text": "abc", "entities": [[0, 1.0, "X"]]}, "an entity must be"),
+    "empty word": ({"tokens": ["a", ""], "entities": []}, "not empty"),
+    "text as words": ({"tokens": "a b", "entities": []}, "list of words"),
+    "no object": ([1], "must be an object"),
+}
+
+
+@pytest.mark.parametrize(("row", "message"), ROWS.values(), ids=ROWS.keys())
+def test_broken_rows_are_refused_by_line(tmp_path, row, message):
+    path = write_jsonl(tmp_path / "a.jsonl", {"text": "fine", "entities": []}, row)
+    with pytest.raises(ValueError, match=rf"a\.jsonl, line 2.*{message}"):
+        load_examples(path)
+
+
+def test_sources_that_cannot_be_read_are_refused(tmp_path):
+    good = write_jsonl(tmp_path / "a.jsonl", {"text": "a", "entities": []})
+    (tmp_path / "broken.jsonl").write_text("{\n")
+    (tmp_path / "empty.jsonl").write_text("\n")
+    (tmp_path / "a.xml").write_text("")
+    (tmp_path / "a.conll").write_text("word\n")
+    cases = {
+        (good, "test"): "one file",
+        (tmp_path / "broken.jsonl", None): "line 1 is not JSON",
+        (tmp_path / "empty.jsonl", None): "holds no example",
+        (tmp_path / "a.xml", None): "must end in one of",
+        (tmp_path / "a.conll", None): "line 1: a word and its tag",
+    }
+    for (source, split), message in cases.items():
+        with pytest.raises(ValueError, match=message):
+            load_examples(source, split)
+    with pytest.raises(FileNotFoundError, match="no file or folder"):
+        load_examples(tmp_path / "missing.jsonl")
+    with pytest.raises(ValueError, match="no column 'w'"):
+        load_examples(good, tokens_column="w")
+    with pytest.raises(ValueError, match="limit must be at least 1"):
+        load_examples(good, limit=0)
+
+
+# ---------------------------------------------------------------- label maps
+
+
+def test_label_maps_rename_describe_and_leave_out(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", {"tokens": WORDS, "entities": [list(entity) for entity in GOLD]})
+    given = {"PER": {"label": "person", "description": "a human"}, "ORG": None, "LOC": "place", "OTHER": "person"}
+    (tmp_path / "map.json").write_text(json.dumps(given))
+    for label_map in (given, tmp_path / "map.json", LabelMap.read(given)):
+        example = load_examples(path, label_map=label_map)[0]
+        assert example.entities == ((0, 2, "person"), (4, 5, "place"))
+    assert LabelMap.read(given).labels == {"person": "a human", "place": None}
+    with pytest.raises(ValueError, match="misses 'ORG'"):
+        load_examples(path, label_map={"PER": "person", "LOC": "place"})
+
+
+TWICE = {"A": {"label": "x", "description": "1"}, "B": {"label": "x", "description": "2"}}
+
+
+@pytest.mark.parametrize(
+    "label_map",
+    [[], {"A": 1}, {"A": ""}, {"A": {"description": "x"}}, {"A": {"label": "x", "color": "y"}}, {"A": ["x"]}, TWICE],
+)
+def test_broken_label_maps_are_refused(tmp_path, label_map):
+    (tmp_path / "map.json").write_text(json.dumps(label_map))
+    with pytest.raises(ValueError, match="label map"):
+        LabelMap.read(tmp_path / "map.json")
+
+
+# ---------------------------------------------------------------- documents
+
+WORD = st.text("abAB.", min_size=1, max_size=4)
+DOCUMENT = st.sampled_from([None, "a", "b"])
+
+
+@st.composite
+def sentences(draw, in_words):
+    words = draw(st.lists(WORD, min_size=1, max_size=6))
+    content = words if in_words else " ".join(words)
+    start = draw(st.integers(0, len(content) - 1))
+    end = draw(st.integers(start + 1, len(content)))
+    return Example(content, ((start, end, "X"),), draw(DOCUMENT))
+
+
+@given(st.booleans().flatmap(lambda kind: st.lists(sentences(kind), max_size=12)), st.integers(1, 20))
+def test_passages_hold_every_sentence_once_and_in_its_place(examples, max_words):
+    passages = join_documents(examples, max_words)
+    assert [member for passage in passages for member in passage.members] == list(range(len(examples)))
+    for passage in passages:
+        parts = [examples[member] for member in passage.members]
+        joined = passage.example
+        assert len({part.document for part in parts}) == 1
+        sizes = [len(c) if isinstance(c, list) else len(split_words(c)[0]) for c in (p.content for p in parts)]
+        assert len(parts) == 1 or (joined.document is not None and sum(sizes) <= max_words)
+        assert joined.text == " ".join(part.text for part in parts)
+        entities = iter(joined.entities)
+        for part, shift, (first, last) in zip(parts, passage.starts, passage.character_bounds, strict=True):
+            assert joined.text[first:last] == part.text
+            assert joined.content[shift : shift + len(part.content)] == part.content
+            assert next(entities) == tuple(
+                value + shift if isinstance(value, int) else value for value in part.entities[0]
+            )
+
+
+def test_documents_are_cut_between_sentences_into_even_passages():
+    examples = [Example(["w"] * 10, (), "a") for _ in range(11)]
+    assert [len(passage.members) for passage in join_documents(examples, 40)] == [4, 4, 3]
+    assert [len(passage.members) for passage in join_documents(examples, 1000)] == [11]
+    assert [len(passage.members) for passage in join_documents(examples, 5)] == [1] * 11
+    assert [len(passage.members) for passage in join_documents(examples[:5], 40)] == [3, 2]
+    uneven = [Example(["w"] * size, (), "a") for size in (4, 8, 8)]
+    assert [len(passage.example.content) for passage in join_documents(uneven, 10)] == [4, 8, 8]
+    for passage in join_documents(examples, 25):
+        assert len(passage.example.content) <= 25
+    assert len(join_documents([Example("a b", ()), Example("a b", ())], 10)) == 2
+
+
+def test_joins_that_make_no_sense_are_refused():
+    with pytest.raises(ValueError, match="mixes"):
+        join_documents([Example("a", (), "d"), Example(["a"], (), "d")], 10)
+    with pytest.raises(ValueError, match="max_words"):
+        join_documents([], 0)
+
+
+def test_character_entities_lie_on_the_words():
+    example = Example(WORDS, GOLD)
+    found = [example.text[start:end] for start, end, _ in example.character_entities]
+    assert found == ["Steve Jobs", "Apple", "Rome"]
+    assert labels_of([example, Example("x", ((0, 1, "A"),))]) == ["A", "LOC", "ORG", "PER"]

@@ -1,0 +1,116 @@
+import json
+import lzma
+
+import numpy as np
+import pretrain
+import pretrain_data
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from decodner_hf.prompting_decodner import choose_symbols
+
+WORDS = [f"{first}{second}" for first in ("al", "be", "co", "du") for second in ("ma", "no", "pi", "ra", "su")]
+SMALL = {
+    **{"--hidden": 32, "--layers": 2, "--heads": 2, "--mlp": 48, "--vocabulary": 320, "--row-tokens": 32},
+    **{"--batch-tokens": 128, "--micro-rows": 2, "--tokens": 640, "--log-steps": 1, "--valid-documents": 5},
+    **{"--dtype": "float32", "--save-dtype": "float32", "--learning-rate": 0.01},
+}
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("texts")
+    generator = np.random.default_rng(0)
+    for name, opener in (("a.jsonl", open), ("b.jsonl.xz", lzma.open)):
+        with opener(folder / name, "wt", encoding="utf-8") as out:
+            for number in range(30):
+                words = " ".join(generator.choice(WORDS, 40))
+                out.write(json.dumps({"text": f"{words} in {1900 + number}."}) + "\n")
+    return [str(folder / "a.jsonl"), str(folder / "b.jsonl.xz")]
+
+
+def run(texts, output, *extra, **changed):
+    values = SMALL | {f"--{name.replace('_', '-')}": value for name, value in changed.items()}
+    arguments = [str(part) for pair in values.items() for part in pair]
+    return pretrain.main(["--text", *texts, "--output", str(output), *arguments, "--no-compile", *extra])
+
+
+def test_pretraining_lowers_the_loss_and_saves_a_decoder_with_usable_symbols(texts, tmp_path, capsys):
+    assert run(texts, tmp_path / "model", tokens=3840, max_shard_size="60KB") == 0
+    said = capsys.readouterr().out.splitlines()
+    losses = [float(line.split("loss ")[1].split()[0]) for line in said if line.startswith("step")]
+    assert len(losses) == 30
+    assert losses[-1] < 0.75 * losses[0]
+    assert all("tokens/s" in line for line in said if line.startswith("step"))
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    assert len(list((tmp_path / "model").glob("model-*.safetensors"))) > 1
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    assert tokenizer("1976").input_ids == [tokenizer.bos_token_id, *(tokenizer("1976").input_ids[1:])]
+    assert len(tokenizer("1976").input_ids) == 5
+    assert choose_symbols(tokenizer, 9).symbols == tuple("0123456789")
+    record = json.loads(said[-1])
+    assert record["valid_loss"] == pytest.approx(held_out_loss(model, tmp_path / "model.work"), abs=1e-3)
+
+
+def held_out_loss(model, work):
+    corpus = pretrain_data.Corpus(np.fromfile(work / "tokens.uint16", np.uint16), np.load(work / "documents.npy"))
+    _, valid = corpus.split(5, 0)
+    rows = torch.from_numpy(pretrain_data.cut_rows(corpus.stream(valid), 32).astype(np.int64))
+    with torch.no_grad():
+        logits = model(rows[:, :-1]).logits
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten()).item()
+
+
+def test_a_stopped_run_goes_on_to_the_same_weights(texts, tmp_path):
+    assert run(texts, tmp_path / "whole") == 0
+    assert run(texts, tmp_path / "parts", max_seconds=0) == 3
+    assert not (tmp_path / "parts").exists()
+    stops = 1
+    while run(texts, tmp_path / "parts", max_seconds=0) == 3:
+        stops += 1
+    assert stops == 4
+    whole = AutoModelForCausalLM.from_pretrained(tmp_path / "whole").state_dict()
+    for name, value in AutoModelForCausalLM.from_pretrained(tmp_path / "parts").state_dict().items():
+        assert torch.equal(value, whole[name]), name
+
+
+def test_a_state_of_another_run_is_refused(texts, tmp_path):
+    assert run(texts, tmp_path / "model", max_seconds=0) == 3
+    with pytest.raises(ValueError, match=r"is of a run with \{'seed': 0\}"):
+        run(texts, tmp_path / "model", seed=1)
+
+
+def test_a_model_can_be_the_start_of_another_run(texts, tmp_path):
+    assert run(texts, tmp_path / "first", tokens=1280) == 0
+    assert run(texts, tmp_path / "second", "--init", str(tmp_path / "first"), tokens=128, learning_rate=1e-9) == 0
+    first = AutoModelForCausalLM.from_pretrained(tmp_path / "first").state_dict()
+    for name, value in AutoModelForCausalLM.from_pretrained(tmp_path / "second").state_dict().items():
+        assert torch.allclose(value, first[name], atol=1e-5), name
+
+
+def test_every_epoch_shows_every_document_once_in_another_order():
+    documents = [np.full(length, number, np.uint16) for number, length in enumerate([3, 5, 2, 6])]
+    bounds = np.cumsum([0, *map(len, documents)])
+    corpus = pretrain_data.Corpus(np.concatenate(documents), bounds)
+    order = pretrain_data.RowOrder(corpus, np.arange(4), 5, seed=0)
+    assert order.rows_per_epoch == 3
+    epochs = [order.take(3 * epoch, 3) for epoch in range(6)]
+    for rows in epochs:
+        stream = np.concatenate([rows[:, :-1].ravel(), rows[-1, -1:]])
+        assert np.bincount(stream, minlength=4).tolist() == [3, 5, 2, 6]
+        assert (rows[1:, 0] == rows[:-1, -1]).all()
+    assert len({rows.tobytes() for rows in epochs}) > 1
+    assert np.array_equal(order.take(2, 5), np.concatenate(epochs)[2:7])
+
+
+def test_a_line_without_text_is_named(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"text": "a"}\n{"body": "b"}\n')
+    with pytest.raises(ValueError, match=r"x\.jsonl, line 2: no text in the field 'text'"):
+        list(pretrain_data.read_texts(path, "text"))
+
+
+def test_a_step_that_is_no_whole_number_of_rows_is_refused(texts, tmp_path):
+    with pytest.raises(ValueError, match="not a multiple of --row-tokens 32"):
+        run(texts, tmp_path / "model", batch_tokens=100)

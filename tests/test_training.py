@@ -1,0 +1,547 @@
+import argparse
+import json
+
+import numpy as np
+import pytest
+import torch
+from tiny_pipelines import tiny_native
+from tokenizers_for_tests import byte_level_single_digits
+from torch.nn.attention.flex_attention import flex_attention
+from transformers import TrainingArguments, pipeline
+
+from decodner_hf import DecodNERConfig, DecodNERForSpanClassification, PromptTemplate
+from decodner_hf.attention_decodner import ForestPlan, LayerWindow, forest_attention_reference
+from decodner_hf.attention_decodner_flex import BLOCK, flex_block_mask, flex_supports, forest_attention_flex
+from decodner_hf.examples import Example
+from decodner_hf.overlaps import drop_overlaps
+from decodner_hf.trainer import SpanTrainer, span_loss
+from decodner_hf.training import add_train_arguments, run_train
+from decodner_hf.training_documents import UNLABELLED, TrainingSource, encode_sources
+from decodner_hf.training_prompts import OpenPrompter, OpenTypes, fixed_prompt
+from decodner_hf.training_rows import PackedRows
+
+LABELS = ("PER", "ORG", "LOC")
+SENTENCES = [
+    Example(["Steve", "Jobs", "founded", "Apple", "Inc."], ((0, 2, "PER"), (3, 5, "ORG"))),
+    Example(["Apple", "in", "Cupertino"], ((0, 1, "ORG"), (2, 3, "LOC"))),
+    Example(["the", "company", "in", "California"], ((3, 4, "LOC"),)),
+    Example("Mr. O'Neil paid Yahoo!", ((4, 10, "PER"), (16, 22, "ORG"))),
+    Example(["nothing", "here"], ()),
+]
+
+
+def encoded(examples=None, **kwargs):
+    source = TrainingSource("tiny", examples or SENTENCES * 2, LABELS)
+    settings = {"max_span_words": 3} | kwargs
+    return encode_sources([source], byte_level_single_digits(), PromptTemplate(), **settings)
+
+
+def fixed_rows(row_tokens=256, epochs=1, examples=None):
+    prompt = fixed_prompt(dict.fromkeys(LABELS), byte_level_single_digits(), PromptTemplate())
+    return PackedRows(encoded(examples), prompt, row_tokens=row_tokens, epochs=epochs, seed=3)
+
+
+def open_rows(seed=3, epochs=1, **settings):
+    tokenizer, sources = byte_level_single_digits(), encoded()
+    prompter = OpenPrompter(OpenTypes(**settings), sources, tokenizer, PromptTemplate())
+    return PackedRows(sources, prompter, row_tokens=256, epochs=epochs, seed=seed)
+
+
+def tiny_classifier(model_type="llama"):
+    if model_type == "llama":
+        native = tiny_native(hidden_size=32)
+    else:
+        from architectures import tiny_config, tiny_model
+
+        sizes = {"vocab_size": len(byte_level_single_digits()), "max_position_embeddings": 512}
+        native = tiny_model(tiny_config(model_type, **sizes))
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in native.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.05 if parameter.dim() > 1 else torch.ones_like(parameter))
+    config = DecodNERConfig(entity_labels=list(LABELS), max_span_words=3, threshold=0.0)
+    return DecodNERForSpanClassification.from_backbone(native, config)
+
+
+def inputs_of(row):
+    return {name: torch.as_tensor(value) for name, value in row.items() if name != "labels"}
+
+
+def trainer(model, rows, folder, **arguments):
+    given = {"num_train_epochs": 1, "learning_rate": 3e-3, "report_to": [], "logging_steps": 1, "save_strategy": "no"}
+    given |= {"remove_unused_columns": False, "per_device_train_batch_size": 1, "use_cpu": True, "disable_tqdm": True}
+    own = {name: arguments.pop(name) for name in ("none_weight", "dev", "loss_divisor") if name in arguments}
+    if arguments.pop("gradient_checkpointing", False):
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    args = TrainingArguments(output_dir=str(folder), **(given | arguments))
+    return SpanTrainer(model, args, rows, byte_level_single_digits(), **own)
+
+
+# ------------------------------------------------------------------ rows
+
+
+def test_every_gold_span_is_labelled_once_and_the_rest_is_none():
+    rows = fixed_rows(epochs=2)
+    labels = np.concatenate([row["labels"][0].numpy() for row in rows])
+    assert [(labels == column).sum() for column in (1, 2, 3)] == [2 * 4, 2 * 6, 2 * 4]
+    candidates = sum(len(document.gold) for document in rows.encoded.documents)
+    assert (labels != UNLABELLED).sum() == 2 * candidates
+
+
+def test_rows_have_one_length_and_end_in_roots_without_spans():
+    rows = fixed_rows()
+    assert len(rows) > 1
+    for row in rows:
+        assert row["input_ids"].shape == row["position_ids"].shape == row["subtree_end"].shape == (1, 256)
+        ends, used = row["subtree_end"][0], int(row["subtree_end"][0, 0]) + 1
+        assert (ends[used:] == np.arange(used, 256)).all()
+        assert int(row["span_nodes"][0][row["labels"][0] != UNLABELLED].max()) < used
+
+
+def test_unmatched_gold_spans_are_counted():
+    examples = [
+        Example(["a", "b", "c", "d", "e"], ((0, 4, "PER"), (0, 1, "ORG"), (0, 1, "LOC"))),
+        Example("Steven Jobs", ((0, 5, "PER"),)),
+    ]
+    coverage = encoded(examples).coverage[0]
+    assert (coverage.examples, coverage.gold) == (2, 4)
+    assert (coverage.wider, coverage.off_words, coverage.relabelled) == (1, 1, 1)
+    assert "1 wider than the limit" in coverage.report()
+    assert "50.00%" in coverage.report()
+
+
+def test_candidates_of_joined_sentences_stay_inside_their_sentence():
+    examples = [Example([*"ab"], ((1, 2, "PER"),), "d"), Example([*"cd"], ((0, 2, "LOC"),), "d")]
+    document = encoded(examples, context_words=10).documents[0]
+    alone = encoded(examples).documents
+    assert len(document.gold) == sum(len(other.gold) for other in alone) == 6
+    assert sorted(document.gold.tolist()) == [0, 0, 0, 0, 1, 3]
+
+
+def test_partial_examples_carry_loss_at_gold_spans_and_their_neighbours_only():
+    examples = [Example("Yesterday Steve Jobs flew from Paris", ((10, 20, "PER"),), partial=True)]
+    gold = encoded(examples).documents[0].gold
+    assert (gold == 1).sum() == 1
+    # spans that overlap words 1 and 2, at most 3 words wide, without the gold span itself
+    assert (gold == 0).sum() == 7
+    assert (gold == UNLABELLED).sum() == len(gold) - 8
+
+
+def test_a_label_that_is_not_asked_for_is_an_error():
+    with pytest.raises(ValueError, match=r"labels \['PER'\] that are not asked for"):
+        encoded(types=["ORG", "LOC"])
+
+
+def test_rows_too_short_for_any_document_are_an_error_and_long_documents_are_counted():
+    with pytest.raises(ValueError, match="use longer rows"):
+        fixed_rows(row_tokens=40)
+    long = Example(["word"] * 300, ())
+    assert fixed_rows(examples=[*SENTENCES, long]).plan.left_out == 1
+
+
+# ------------------------------------------------------------------ open prompts
+
+
+def prompts_of(rows):
+    tokenizer = byte_level_single_digits()
+    found = []
+    for row in rows:
+        ids, ends, start = row["input_ids"][0].numpy(), row["subtree_end"][0], 0
+        for symbols in row["symbol_token_ids"]:
+            chain = [n for n in range(start, ends[start] + 1) if ends[n] == ends[start]]
+            spans = (row["span_nodes"][0] >= start) & (row["span_nodes"][0] <= int(ends[start]))
+            spans &= row["labels"][0] != UNLABELLED
+            found.append((tokenizer.decode(ids[chain]), symbols, row["labels"][0][spans].tolist()))
+            start = int(ends[start]) + 1
+    return found
+
+
+def test_open_prompts_name_each_asked_type_under_a_symbol_of_its_own():
+    seen = set()
+    for text, symbols, labels in prompts_of(open_rows(epochs=8, recased=0.0, keep=1.0)):
+        types = text.split("Entity types:")[1].split("\n")[0]
+        items = [item.split(". ") for item in types.replace("Entity types:", "").split() and _items(types)]
+        assert [name for _, name in items][-1] == "None"
+        tokenizer = byte_level_single_digits()
+        used = [int(symbol) for symbol in symbols if symbol >= 0]
+        assert len(used) == len(set(used)) == len(items)
+        assert tokenizer.convert_ids_to_tokens(used) == [items[-1][0], *(symbol for symbol, _ in items[:-1])]
+        names = tuple(name for _, name in items[:-1])
+        assert set(names) <= set(LABELS)
+        assert max(labels, default=0) <= len(names)
+        if "Steve Jobs founded" in text:
+            assert {"PER", "ORG"} <= set(names)
+            assert {names[label - 1] for label in labels if label} == {"PER", "ORG"}
+        seen.add(names)
+    assert len(seen) > 4
+
+
+def _items(types):
+    words, items = types.split(), []
+    for symbol, name in zip(words[::2], words[1::2], strict=True):
+        items.append(f"{symbol} {name}")
+    return items
+
+
+def test_types_that_are_not_asked_for_are_none():
+    found = [labels for _, _, labels in prompts_of(open_rows(epochs=4, keep=0.0))]
+    assert found
+    assert all(max(labels) == 0 for labels in found if labels)
+
+
+def test_open_rows_depend_on_the_seed_alone():
+    first, again, other = open_rows(seed=1), open_rows(seed=1), open_rows(seed=2)
+    assert len(first) == len(again)
+    for index in reversed(range(len(first))):
+        for name, value in first[index].items():
+            assert np.array_equal(value, again[index][name]), name
+    assert not np.array_equal(first[0]["input_ids"], other[0]["input_ids"])
+
+
+# ------------------------------------------------------------------ the step
+
+
+def one_span_at_a_time(model, row):
+    """The loss of a row with every span behind its own copy of the prompt, by the decoder's ordinary forward."""
+    ids, ends = row["input_ids"][0].numpy(), row["subtree_end"][0]
+    losses = []
+    by_span = (row[name][0].tolist() for name in ("span_nodes", "labels", "span_prompts"))
+    for node, label, prompt in zip(*by_span, strict=True):
+        if label == UNLABELLED:
+            continue
+        path = [n for n in range(node + 1) if ends[n] >= node]
+        logits = model.backbone(input_ids=torch.from_numpy(ids[path])[None], use_cache=False).logits[0, -1]
+        symbols = row["symbol_token_ids"][prompt]
+        losses.append(-logits[torch.from_numpy(symbols[symbols >= 0])].log_softmax(0)[label])
+    return torch.stack(losses).sum()
+
+
+@pytest.mark.parametrize("rows", [fixed_rows, open_rows], ids=["fixed", "open"])
+def test_gradient_of_a_packed_row_equals_that_of_one_span_at_a_time(rows):
+    model = tiny_classifier().double()
+    row = rows()[0]
+    packed = span_loss(model(**inputs_of(row)).logits.double(), row["labels"][0])
+    alone = one_span_at_a_time(model, row)
+    assert packed.item() == pytest.approx(alone.item(), rel=1e-6)
+    parameters = list(model.parameters())
+    gradients = zip(torch.autograd.grad(packed, parameters), torch.autograd.grad(alone, parameters), strict=True)
+    for own, oracle in gradients:
+        assert (own - oracle).norm() <= 1e-5 * oracle.norm() + 1e-9
+
+
+def test_loss_falls(tmp_path):
+    run = trainer(tiny_classifier(), fixed_rows(epochs=10), tmp_path, max_steps=12, learning_rate=1e-2)
+    run.train()
+    losses = [entry["loss"] for entry in run.state.log_history if "loss" in entry]
+    assert np.mean(losses[-3:]) < 0.6 * losses[0]
+    assert 0 < run.wait_share < 1
+
+
+def gradients_after_one_step(folder, monkeypatch, accumulation, row_tokens, **arguments):
+    model = tiny_classifier()
+    rows = fixed_rows(row_tokens=row_tokens)
+    kept = {}
+    run = trainer(model, rows, folder, gradient_accumulation_steps=accumulation, max_steps=1, **arguments)
+    create = run.create_optimizer
+
+    def spied(*args, **kwargs):
+        optimizer = create(*args, **kwargs)
+        optimizer.register_step_pre_hook(
+            lambda *_: kept.update({name: p.grad.clone() for name, p in model.named_parameters()})
+        )
+        return optimizer
+
+    monkeypatch.setattr(run, "create_optimizer", spied)
+    run.train()
+    return len(rows), kept
+
+
+def test_accumulated_rows_have_the_gradient_of_one_long_row(tmp_path, monkeypatch):
+    count, whole = gradients_after_one_step(tmp_path / "a", monkeypatch, 1, 1024, max_grad_norm=0.0)
+    assert count == 1
+    count, parts = gradients_after_one_step(tmp_path / "b", monkeypatch, 8, 256, max_grad_norm=0.0)
+    assert 1 < count <= 8
+    for name, gradient in whole.items():
+        assert torch.allclose(parts[name], gradient, rtol=1e-4, atol=1e-6), name
+
+
+def test_rows_are_trained_in_the_order_of_their_plan(tmp_path, monkeypatch):
+    rows, seen = fixed_rows(epochs=2), []
+    made = PackedRows.__getitem__
+    monkeypatch.setattr(PackedRows, "__getitem__", lambda self, index: seen.append(index) or made(self, index))
+    trainer(tiny_classifier(), rows, tmp_path).train()
+    assert seen == list(range(len(rows)))
+
+
+def test_none_weight_and_divisor_scale_the_loss():
+    logits, labels = torch.randn(4, 3), torch.tensor([0, 1, -100, 0])
+    alone = [float(span_loss(logits[[i]], labels[[i]])) for i in (0, 1, 3)]
+    assert float(span_loss(logits, labels, 0.25)) == pytest.approx(0.25 * (alone[0] + alone[2]) + alone[1])
+
+
+@pytest.mark.parametrize("model_type", ["llama", "mixtral"])
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, model_type):
+    whole = tiny_classifier(model_type)
+    trainer(whole, fixed_rows(epochs=3), tmp_path / "whole", max_steps=5).train()
+
+    settings = {"max_steps": 5, "save_strategy": "steps", "save_steps": 2}
+    broken = trainer(tiny_classifier(model_type), fixed_rows(epochs=3), tmp_path / "parts", **settings)
+    broken.train()
+    again = tiny_classifier(model_type)
+    with torch.no_grad():
+        for parameter in again.parameters():
+            parameter.zero_()
+    resumed = trainer(again, fixed_rows(epochs=3), tmp_path / "parts", **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "parts" / "checkpoint-2"))
+    assert resumed.state.global_step == 5
+    for (name, parameter), other in zip(whole.named_parameters(), again.parameters(), strict=True):
+        assert torch.equal(parameter, other), name
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    settings = {"max_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    trainer(tiny_classifier(), fixed_rows(), tmp_path, **settings).train()
+    index = tmp_path / "checkpoint-1" / "model.safetensors"
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(index)
+    save_file({name: value for name, value in weights.items() if "layers.0.mlp" not in name}, index, {"format": "pt"})
+    with pytest.raises(ValueError, match=r"does not hold this model's weights.*layers\.0\.mlp"):
+        trainer(tiny_classifier(), fixed_rows(), tmp_path, **settings).train(
+            resume_from_checkpoint=str(tmp_path / "checkpoint-1")
+        )
+
+
+def test_checkpoints_load_in_the_pipeline_and_evaluation_is_the_pipelines(tmp_path):
+    settings = {"max_steps": 2, "save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2}
+    run = trainer(tiny_classifier(), fixed_rows(), tmp_path, dev=SENTENCES, **settings)
+    run.train()
+    reported = [entry for entry in run.state.log_history if "eval_f1" in entry][-1]
+    pipe = pipeline("decodner-ner", model=str(tmp_path / "checkpoint-2"))
+    right = found = gold = 0
+    for example in SENTENCES:
+        split = not isinstance(example.content, str)
+        entities = pipe(example.content, is_split_into_words=split)
+        own = {(entity["start"], entity["end"], entity["entity_group"]) for entity in entities}
+        right, found = right + len(own & set(example.character_entities)), found + len(own)
+        gold += len(example.entities)
+    assert found > 0
+    assert reported["eval_f1"] == pytest.approx(2 * right / (found + gold))
+    assert json.loads((tmp_path / "checkpoint-2" / "config.json").read_text())["entity_labels"] == list(LABELS)
+
+
+def test_gradient_checkpointing_gives_the_same_gradient(tmp_path, monkeypatch):
+    _, plain = gradients_after_one_step(tmp_path / "a", monkeypatch, 1, 1024)
+    _, saved = gradients_after_one_step(tmp_path / "b", monkeypatch, 1, 1024, gradient_checkpointing=True)
+    for name, gradient in plain.items():
+        assert torch.allclose(saved[name], gradient, rtol=1e-5, atol=1e-7), name
+
+
+def test_arguments_that_do_not_fit_packed_rows_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="packed rows need"):
+        trainer(tiny_classifier(), fixed_rows(), tmp_path, per_device_train_batch_size=2)
+
+
+def lora_classifier():
+    from decodner_hf.training import add_lora
+
+    model = tiny_classifier()
+    add_lora(model, 4)
+    torch.manual_seed(2)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.copy_(torch.randn_like(parameter) * 0.1)
+    return model
+
+
+def adapter_of(model):
+    return {name: value for name, value in model.state_dict().items() if "lora_" in name}
+
+
+def test_adapters_are_trained_saved_alone_and_resumed_exactly(tmp_path):
+    settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    whole = lora_classifier()
+    before = {name: value.clone() for name, value in whole.state_dict().items()}
+    trainer(whole, fixed_rows(epochs=2), tmp_path, **settings).train()
+    changed = {name for name, value in whole.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == set(adapter_of(whole))
+    assert (tmp_path / "checkpoint-2" / "adapter_model.safetensors").exists()
+    assert not (tmp_path / "checkpoint-2" / "model.safetensors").exists()
+
+    again = lora_classifier()
+    with torch.no_grad():
+        for value in adapter_of(again).values():
+            value.zero_()
+    resumed = trainer(again, fixed_rows(epochs=2), tmp_path, **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    for name, value in adapter_of(whole).items():
+        assert torch.equal(value, adapter_of(again)[name]), name
+
+
+# ------------------------------------------------------------------ the command
+
+
+@pytest.fixture
+def files(tmp_path):
+    tokenizer = byte_level_single_digits()
+    tiny_native(hidden_size=32).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    rows = [
+        {"tokens": example.content, "entities": [list(entity) for entity in example.entities]}
+        for example in SENTENCES
+        if not isinstance(example.content, str)
+    ]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows * 4), encoding="utf-8")
+    return tmp_path
+
+
+def run_command(files, *arguments):
+    parser = argparse.ArgumentParser()
+    add_train_arguments(parser)
+    common = ["--model", str(files / "base"), "--output", str(files / "out"), "--train", str(files / "data.jsonl")]
+    common += ["--cpu", "--workers", "0", "--row-tokens", "512", "--epochs", "2", "--max-span-words", "3"]
+    return run_train(parser.parse_args([*common, *arguments]))
+
+
+def test_the_command_trains_a_folder_for_the_pipeline(files, capsys):
+    code = run_command(
+        files, "--dev", str(files / "data.jsonl"), "--labels", "PER=a person", "ORG", "LOC", "--licence", "mit",
+        "--save-dtype", "bfloat16", "--max-shard-size", "100KB",
+    )  # fmt: skip
+    assert code == 0
+    said = capsys.readouterr().out
+    assert "data.jsonl: 16 examples, 20 gold spans, 100.00% of them candidates" in said
+    pipe = pipeline("decodner-ner", model=str(files / "out"))
+    assert pipe.model.config.labels == {"PER": "a person", "ORG": None, "LOC": None}
+    assert pipe.model.dtype == torch.bfloat16
+    assert isinstance(pipe("Apple in Cupertino"), list)
+    card = (files / "out" / "README.md").read_text(encoding="utf-8")
+    assert "license: mit" in card
+    assert "| data.jsonl | 16 | 3 |" in card
+    assert "- type: f1" in card
+    assert len(list((files / "out").glob("model-*.safetensors"))) > 1
+
+
+def test_the_command_trains_adapters_that_the_pipeline_loads(files, capsys):
+    assert run_command(files, "--lora-rank", "4", "--labels", *LABELS) == 0
+    assert "100.00%" in capsys.readouterr().out
+    assert not (files / "out" / "model.safetensors").exists()
+    pipe = pipeline("decodner-ner", model=str(files / "out"))
+    assert list(pipe.model.config.labels) == list(LABELS)
+    assert any("lora_" in name for name in pipe.model.state_dict())
+
+
+def test_the_command_trains_open_types_and_goes_on_where_it_stopped(files, capsys):
+    (files / "notes.json").write_text(json.dumps({"PER": {"description": "a human", "aliases": ["person"]}}))
+    opened = ["--open-types", "--type-notes", str(files / "notes.json")]
+    assert run_command(files, *opened, "--max-seconds", "0.001") == 0
+    stopped = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert run_command(files, *opened, "--resume") == 0
+    finished = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert stopped["steps"] == 1 < finished["steps"]
+
+
+def test_the_command_drops_training_examples_that_overlap_evaluation(files, capsys):
+    (files / "held.jsonl").write_text(json.dumps({"text": " ".join(map(str, range(12))), "entities": []}) + "\n")
+    with open(files / "data.jsonl", "a", encoding="utf-8") as out:
+        out.write(json.dumps({"tokens": [str(number) for number in range(11)], "entities": [[0, 1, "PER"]]}) + "\n")
+    assert run_command(files, "--keep-apart", str(files / "held.jsonl")) == 0
+    said = capsys.readouterr().out
+    assert "1 examples dropped" in said
+    assert "data.jsonl: 16 examples" in said
+    assert json.loads((files / "out" / "training.json").read_text())["dropped"] == {"data.jsonl": 1}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--labels", "PER"], r"labels \['LOC', 'ORG'\] that are not asked for"),
+        (["--row-tokens", "100"], "a multiple of 128"),
+        (["--load-in-4bit"], "needs --lora-rank"),
+        (["--open-types", "--labels", "A"], "leave --labels out"),
+        (["--keep-best"], "--keep-best needs --dev"),
+        (["--sources", "x.json"], "either --train or --sources"),
+    ],
+    ids=["missing-label", "row-tokens", "4bit", "open-labels", "keep-best", "two-sources"],
+)
+def test_wrong_options_are_named(files, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        run_command(files, *arguments)
+
+
+# ------------------------------------------------------------------ FlexAttention's mask
+
+
+@pytest.mark.parametrize(
+    "window",
+    [LayerWindow(), LayerWindow(sliding=20), LayerWindow(chunk=32)],
+    ids=["full", "sliding", "chunked"],
+)
+def test_flex_mask_is_the_forest_rule(window):
+    row = fixed_rows(row_tokens=1024)[0]
+    positions, ends = torch.from_numpy(row["position_ids"][0]), torch.from_numpy(row["subtree_end"][0])
+    mask = flex_block_mask(positions, ends, window, torch.device("cpu"))
+    nodes = torch.arange(len(ends))
+    rule = (nodes[None] <= nodes[:, None]) & (nodes[:, None] <= ends[None]) & window.visible(positions, positions)
+    assert torch.equal(mask.mask_mod(0, 0, nodes[:, None], nodes[None]), rule)
+    tiles = rule.view(len(ends) // BLOCK, BLOCK, -1, BLOCK)
+    listed = dense(mask.kv_num_blocks, mask.kv_indices)
+    full = dense(mask.full_kv_num_blocks, mask.full_kv_indices)
+    assert not (listed & full).any()
+    assert (listed | full)[tiles.any(3).any(1)].all()
+    assert tiles.all(3).all(1)[full].all()
+    assert torch.equal(dense(mask.q_num_blocks, mask.q_indices), listed.T)
+    assert torch.equal(dense(mask.full_q_num_blocks, mask.full_q_indices), full.T)
+
+
+def dense(counts, indices):
+    found = torch.zeros(indices.shape[2:], dtype=torch.bool)
+    for line, count in enumerate(counts[0, 0].tolist()):
+        found[line, indices[0, 0, line, :count].long()] = True
+    return found
+
+
+def test_flex_attention_equals_the_reference():
+    row = open_rows()[0]
+    positions, ends = torch.from_numpy(row["position_ids"][0]), torch.from_numpy(row["subtree_end"][0])
+    window = LayerWindow(sliding=40)
+    mask = flex_block_mask(positions, ends, window, torch.device("cpu"))
+    torch.manual_seed(0)
+    query, key, value = (
+        torch.randn(1, 4, len(ends), 16),
+        torch.randn(1, 2, len(ends), 16),
+        torch.randn(1, 2, len(ends), 16),
+    )
+    own = flex_attention(query, key, value, block_mask=mask, scale=0.3, enable_gqa=True).transpose(1, 2)
+    plan = ForestPlan(positions, ends)
+    expected = forest_attention_reference(query, key, value, None, plan, window, 0.3)
+    assert (own - expected).abs().max() < 1e-5
+
+
+def test_flex_refuses_what_it_cannot_do():
+    query = torch.zeros(1, 2, 256, 16)
+    assert flex_supports(query, query, None, None)
+    assert not flex_supports(query[:, :, :200], query, None, None)
+    assert not flex_supports(query, query, None, torch.zeros(2))
+    assert not flex_supports(query, query, (query, query), None)
+    with pytest.raises(ValueError, match="use forest_attention"):
+        forest_attention_flex(query, query, query, None, None, LayerWindow(), 1.0, None, torch.zeros(2))
+
+
+# ------------------------------------------------------------------ overlaps
+
+
+def test_examples_that_share_ten_words_in_a_row_are_dropped():
+    words = [f"w{number}" for number in range(30)]
+    held = [Example(words[:20], ()), Example("One two.", ())]
+    train = [
+        Example(["x", *words[3:13], "y"], ()),
+        Example(["x", *words[3:12], "y"], ()),
+        Example(" ".join(words[5:15]).upper().replace(" ", ", "), ()),
+        Example(words[20:], ()),
+        Example("One two.", ()),
+    ]
+    kept, dropped = drop_overlaps(train, [held])
+    assert dropped == 2
+    assert kept == [train[1], train[3], train[4]]
