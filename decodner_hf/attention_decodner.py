@@ -307,6 +307,8 @@ def decodner_attention(
         return _ordinary_attention(module, query, key, value, attention_mask, scaling, dropout, softcap, s_aux, kwargs)
     if kwargs.get("position_bias") is not None or kwargs.get("block_indices") is not None:
         raise ValueError("this model adds its own bias or sparsity to attention, which a token forest cannot follow.")
+    if hasattr(forest_plan, "attend"):  # a compiled layer's share of a plan
+        return forest_plan.attend(query, key, value, scaling, softcap, s_aux), None
     layer_idx = _layer_idx(module)
     call = forest_plan.next_call(layer_idx)
     prefix = None

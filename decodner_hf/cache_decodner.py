@@ -6,6 +6,8 @@ to a second buffer, the suffix, and returns prefix + suffix.
 Knows nothing of forests, masks or models.
 """
 
+import copy
+import weakref
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from transformers import Cache, CacheLayerMixin
 
 GROWTH = 1.5  # an unbounded buffer that must grow grows by at least this factor
 MIN_CAPACITY = 256  # tokens
+SPARE = 1  # tokens; the view of a full buffer would be contiguous, for which torch.compile makes a graph of its own
 
 
 class KeyValueBuffer:
@@ -43,6 +46,7 @@ class KeyValueBuffer:
             return buffer
         held = 0 if buffer is None else buffer.shape[2]
         capacity = self.limit if self.limit is not None else max(end, MIN_CAPACITY, int(held * GROWTH))
+        capacity += SPARE
         grown = new.new_empty(*new.shape[:2], capacity, new.shape[3])
         if start:
             assert buffer is not None, "tokens are cached, but no buffer holds them"
@@ -86,6 +90,7 @@ class DualBufferLayer(CacheLayerMixin):
         """Appends [B, Hkv, n, D] to the suffix; returns prefix + suffix, the prefix repeated over the batch."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
+        self._check_prefix_fits(key_states, value_states)
         end = self.suffix_length + key_states.shape[2]
         if self.suffix.limit is not None and end > self.suffix.limit:
             raise ValueError(
@@ -103,6 +108,18 @@ class DualBufferLayer(CacheLayerMixin):
             torch.cat([prefix_keys.expand(batch, -1, -1, -1), self.keys], dim=2),
             torch.cat([prefix_values.expand(batch, -1, -1, -1), self.values], dim=2),
         )
+
+    def _check_prefix_fits(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """What models cache must be what their attention sees, for the prefix was stored by the latter."""
+        if not self.prefix_length:
+            return
+        keys, values = self.prefix_buffer(0).read(self.prefix_length)
+        given = (key_states.shape[1], key_states.shape[3], value_states.shape[1], value_states.shape[3])
+        if len(self.calls) > 1 or given != (keys.shape[1], keys.shape[3], values.shape[1], values.shape[3]):
+            raise ValueError(
+                "this model caches other keys and values than its attention sees (DiffLlama, JetMoe and latent "
+                "attention do), so that an encoded prefix cannot serve as past_key_values; it serves span scoring."
+            )
 
     def get_seq_length(self) -> int:
         """Cached tokens, prefix and suffix together."""
@@ -183,7 +200,7 @@ class DualBufferCache(Cache):
         self.kv_dtype = dtype
         self.kv_device = torch.device(device) if device is not None else None
         self.prefix_length = 0
-        self.owner: object | None = None
+        self._owner: weakref.ref[Any] | None = None
         super().__init__(layers=[DualBufferLayer(max_prefix_len, max_suffix_len) for _ in range(num_layers or 0)])
 
     def layer(self, layer_idx: int) -> DualBufferLayer:
@@ -198,8 +215,31 @@ class DualBufferCache(Cache):
         found: DualBufferLayer = self.layers[layer_idx]
         return found
 
+    def claim(self, model: Any) -> None:
+        """Notes which model encodes the prefix; `belongs_to` tells later."""
+        self._owner = weakref.ref(model)
+
+    def belongs_to(self, model: Any) -> bool:
+        """Whether `model` encoded the prefix; an empty cache, or one that was unpickled, is taken for anybody's."""
+        return not self.prefix_length or self._owner is None or self._owner() is model
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickles without the reference to the model."""
+        return self.__dict__ | {"_owner": None}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "DualBufferCache":
+        """Copies the buffers; the copy belongs to the same model."""
+        new: DualBufferCache = type(self).__new__(type(self))
+        memo[id(self)] = new
+        new.__dict__ = {name: copy.deepcopy(value, memo) for name, value in self.__dict__.items() if name != "_owner"}
+        new._owner = self._owner
+        return new
+
     def check_fits(self, new_tokens: int) -> None:
-        """Raises a ValueError that names the sizes if `new_tokens` more prefix tokens do not fit."""
+        """Raises a ValueError if `new_tokens` more prefix tokens do not fit, or if a suffix stands in their way."""
+        suffix = self.get_seq_length() - self.prefix_length
+        if suffix:
+            raise ValueError(f"the cache holds {suffix} suffix tokens behind its prefix: crop or reset it first.")
         if self.max_prefix_len is not None and self.prefix_length + new_tokens > self.max_prefix_len:
             raise ValueError(
                 f"the prefix would have {self.prefix_length + new_tokens} tokens ({self.prefix_length} cached, "
@@ -236,6 +276,8 @@ class DualBufferCache(Cache):
     def crop(self, tokens_to_remove: int) -> None:
         """Forgets the last `-tokens_to_remove` tokens, suffix before prefix; as in transformers, never positive."""
         held = self.get_seq_length()
+        if isinstance(tokens_to_remove, bool) or not isinstance(tokens_to_remove, int):
+            raise ValueError(f"crop takes an integer, not {tokens_to_remove!r}.")
         if not -held <= tokens_to_remove <= 0:
             raise ValueError(
                 f"crop takes minus the number of tokens to remove, from {-held} to 0 here, not {tokens_to_remove}."
@@ -246,7 +288,7 @@ class DualBufferCache(Cache):
 
     def reset(self) -> None:
         """Forgets prefix and suffix; the memory stays."""
-        self.owner = None
+        self._owner = None
         for layer in self.layers:
             layer.reset()
         self.prefix_length = 0

@@ -44,6 +44,8 @@ def read_documents(
 
 def read_spans(given: Spans, page: Page, document: int, in_words: bool) -> IntArray:
     """A document's own spans as rows (start, end, start_word, end_word), int64 [S, 4], counted within the document."""
+    if not isinstance(given, Sequence | np.ndarray) or isinstance(given, str | bytes):
+        raise ValueError(f"the spans of document {document} must be a list of pairs, not {type(given).__name__}.")
     if not len(given):
         return np.empty((0, 4), np.int64)
     try:

@@ -67,7 +67,7 @@ def wrap_config(config: Any) -> DecodNERConfig:
 
 def write_config(config: DecodNERConfig, text_config: PreTrainedConfig, directory: str, include_code: bool) -> None:
     """Writes config.json, and, if asked to, the code that loads it where this package is not installed."""
-    values = config.to_dict() | {"text_config": text_config.to_dict()}
+    values = config.settings() | {"text_config": text_config.to_dict()}
     saved = DecodNERConfig.from_dict(values)
     saved.architectures = ["DecodNERForSpanClassification"]
     saved.dtype = text_config.dtype

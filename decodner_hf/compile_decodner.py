@@ -124,8 +124,15 @@ class CompiledLayer:
         if _kind(prefix_key) != call.kept:
             return None
         tiles = plan.kernel_tiles(call.window, call.shape, prefix_key.device)
-        table, key_starts = _at_least_two(tiles.table), _at_least_two(tiles.key_starts)
-        return LayerPass(prefix_key, prefix_value, table, key_starts, tiles.nodes, tiles.windowed, call.config)
+        return LayerPass(
+            prefix_key=prefix_key.data,  # not known as a view: a graph would depend on the size of the whole buffer
+            prefix_value=prefix_value.data,
+            table=_at_least_two(tiles.table),
+            key_starts=_at_least_two(tiles.key_starts),
+            nodes=tiles.nodes,
+            windowed=tiles.windowed,
+            config=call.config,
+        )
 
 
 @dataclass
@@ -153,19 +160,25 @@ def compile_layers(backbone: PreTrainedModel, **options: Any) -> None:
         **options: handed to `torch.compile` (mode, backend, options, fullgraph).
 
     Raises:
-        ValueError: no GPU or Triton, or layers that are not one kernel call each.
+        ValueError: no GPU or Triton, layers that are not one kernel call each, are compiled already or are spread over
+            devices.
     """
     name = type(backbone).__name__
     layers = [module for module in inner_decoder(backbone).modules() if isinstance(module, GradientCheckpointingLayer)]
-    if any(isinstance(layer.forward, CompiledLayer) for layer in layers):
-        raise ValueError(f"the layers of this {name} are compiled already.")
+    if any("forward" in vars(layer) for layer in layers):
+        raise ValueError(
+            f"the layers of this {name} are compiled already, or spread over several devices, which compiled layers "
+            "cannot be: compile once, and load the model onto one GPU."
+        )
     calls = _attention_calls(backbone)
     if len(layers) != len(calls):
         raise ValueError(
             f"{name} has {len(layers)} layers with {len(calls)} attention calls that the kernel serves: compilation "
             "needs a GPU, Triton 3.6 or later, and one such call a layer. Leave it out here."
         )
-    compiled = {kind: torch.compile(kind.forward, dynamic=True, **options) for kind in {type(layer) for layer in layers}}
+    compiled = {
+        kind: torch.compile(kind.forward, dynamic=True, **options) for kind in {type(layer) for layer in layers}
+    }
     for layer, call in zip(layers, calls, strict=True):
         layer.forward = CompiledLayer(layer, call, compiled[type(layer)])
 

@@ -6,6 +6,7 @@ Knows nothing of tokenizers, tensors or weights.
 
 import copy
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any, ClassVar
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -37,6 +38,9 @@ def normalize_labels(labels: Mapping[str, str | None] | Sequence[str]) -> dict[s
             f"labels must be a list of names or a mapping from name to description, not {type(labels).__name__}: "
             "for a single label pass a list that holds it."
         )
+    for name in labels:
+        if not isinstance(name, str) or not name.strip():
+            raise ValueError(f"a label must be a non-empty string, not {name!r}.")
     named = dict(labels) if isinstance(labels, Mapping) else dict.fromkeys(labels)
     if not named:
         raise ValueError('no labels were given: name at least one entity type, for example ["Person", "Company"].')
@@ -44,8 +48,6 @@ def normalize_labels(labels: Mapping[str, str | None] | Sequence[str]) -> dict[s
         repeated = sorted({str(name) for name in labels if list(labels).count(name) > 1})
         raise ValueError(f"duplicate labels {repeated}: each label may be named once.")
     for name, description in named.items():
-        if not isinstance(name, str) or not name.strip():
-            raise ValueError(f"a label must be a non-empty string, not {name!r}.")
         if description is not None and not isinstance(description, str):
             raise ValueError(f"the description of label {name!r} must be a string or None, not {description!r}.")
     return named
@@ -53,7 +55,7 @@ def normalize_labels(labels: Mapping[str, str | None] | Sequence[str]) -> dict[s
 
 def check_threshold(value: object, of: str) -> float:
     """Returns `value` as a float in [0, 1], or raises a ValueError that names what it is the threshold `of`."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value <= 1.0:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0.0 <= float(value) <= 1.0:
         raise ValueError(f"the threshold of {of} must be a number from 0 to 1, not {value!r}.")
     return float(value)
 
@@ -110,12 +112,20 @@ class DecodNERConfig(PreTrainedConfig):
             raise ValueError(f"overlap must be one of {OVERLAPS}, not {self.overlap!r}.")
         if self.flat_selection not in FLAT_SELECTIONS:
             raise ValueError(f"flat_selection must be one of {FLAT_SELECTIONS}, not {self.flat_selection!r}.")
-        known = set(vars(PreTrainedConfig())) | set(vars(self)) | HF_CONFIG_KEYS
-        unknown = sorted(set(kwargs) - known)
+        unknown = sorted(set(kwargs) - self._known_keys())
         if unknown:
             own = sorted(set(DecodNERConfig.__annotations__) - {"model_type", "sub_configs"})
             raise ValueError(f"DecodNERConfig does not know {unknown}; its own settings are {own}.")
         super().__post_init__(**kwargs)
+
+    def _known_keys(self) -> set[str]:
+        own = {name for cls in type(self).__mro__ for name in getattr(cls, "__annotations__", {})}
+        return set(vars(PreTrainedConfig())) | own | HF_CONFIG_KEYS
+
+    def settings(self) -> dict[str, Any]:
+        """What `to_dict` gives, without attributes that others have set and this class does not know."""
+        known = self._known_keys()
+        return {name: value for name, value in self.to_dict().items() if name in known}
 
     def _set_text_config(self) -> None:
         if isinstance(self.text_config, Mapping):
@@ -123,7 +133,9 @@ class DecodNERConfig(PreTrainedConfig):
                 raise ValueError("text_config must name its model_type, for example 'llama'.")
             values = copy.deepcopy(dict(self.text_config))
             self.text_config = AutoConfig.for_model(values.pop("model_type"), **values)
-        elif self.text_config is not None and not isinstance(self.text_config, PreTrainedConfig):
+        if isinstance(self.text_config, DecodNERConfig):
+            raise ValueError("text_config must be a decoder's configuration, not a DecodNER configuration itself.")
+        if self.text_config is not None and not isinstance(self.text_config, PreTrainedConfig):
             raise ValueError(
                 f"text_config must be a transformers configuration or its dict, not {type(self.text_config).__name__}."
             )
@@ -165,21 +177,29 @@ class DecodNERConfig(PreTrainedConfig):
             self.label2id = {name: index for index, name in enumerate(names)}
 
     @property
+    def _decoder(self) -> Any:
+        return self.text_config.get_text_config(decoder=True)
+
+    @property
     def num_layers(self) -> int:
         """Number of decoder layers."""
-        return int(self.text_config.num_hidden_layers)
+        return int(self._decoder.num_hidden_layers)
 
     @property
     def num_kv_heads(self) -> int:
         """Number of key/value heads per layer (Hkv); equals the query heads where the model has no GQA."""
-        heads = self.text_config.num_attention_heads
-        return int(getattr(self.text_config, "num_key_value_heads", None) or heads)
+        if getattr(self._decoder, "multi_query", False):
+            return 1
+        return int(getattr(self._decoder, "num_key_value_heads", None) or self._decoder.num_attention_heads)
 
     @property
     def head_dim(self) -> int:
-        """Size of one attention head (D)."""
-        explicit = getattr(self.text_config, "head_dim", None)
-        return int(explicit or self.text_config.hidden_size // self.text_config.num_attention_heads)
+        """Size of one key head (D)."""
+        latent = getattr(self._decoder, "qk_nope_head_dim", None)
+        if latent is not None:
+            return int(latent + self._decoder.qk_rope_head_dim)
+        explicit = getattr(self._decoder, "head_dim", None)
+        return int(explicit or self._decoder.hidden_size // self._decoder.num_attention_heads)
 
 
 # Keys that transformers accepts or writes without their being attributes of a fresh PreTrainedConfig.

@@ -14,6 +14,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from .attention_decodner import ATTENTION_NAME, ForestPlan, LayerWindow
 from .cache_decodner import DualBufferCache
+from .configuration_decodner import DecodNERConfig
 
 EXACT_LAYER_TYPES = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
 PROBE_PREFIX = 6  # tokens
@@ -37,6 +38,8 @@ def native_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
         ValueError: not a causal decoder of transformers, or one that a token forest cannot run on; says why.
     """
     name = config.model_type
+    if name == DecodNERConfig.model_type:
+        raise ValueError(f"this is a {name!r} model already; a plain decoder is needed here.")
     if getattr(config, "is_encoder_decoder", False):
         raise ValueError(f"{name!r} is an encoder-decoder model; spans are scored by decoder-only models.")
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
@@ -118,6 +121,16 @@ def _rope_parameters(config: PreTrainedConfig) -> list[dict[str, Any]]:
     return [parameters, *nested] if parameters else []
 
 
+def input_device(backbone: PreTrainedModel) -> torch.device:
+    """Where token ids go: the embedding's device, or that of accelerate's hook where the weights are offloaded."""
+    embedding = backbone.get_input_embeddings()
+    execution = getattr(getattr(embedding, "_hf_hook", None), "execution_device", None)
+    if embedding.weight.device.type == "meta" and execution is not None:
+        return torch.device(execution)
+    found: torch.device = embedding.weight.device
+    return found
+
+
 @torch.no_grad()
 def probe(backbone: PreTrainedModel) -> None:
     """Scores a few tokens packed as a forest and one by one, and compares.
@@ -126,9 +139,7 @@ def probe(backbone: PreTrainedModel) -> None:
         ValueError: a layer's attention did not pass through our function, or the logits differ.
     """
     config = backbone.config.get_text_config(decoder=True)
-    device = backbone.get_input_embeddings().weight.device
-    if device.type == "meta":
-        return
+    device = input_device(backbone)
     name = type(backbone).__name__
     vocabulary = backbone.get_input_embeddings().weight.shape[0]
     tokens = (torch.arange(PROBE_PREFIX + 8) * 7 + 3) % vocabulary
@@ -198,9 +209,4 @@ def check_backbone(backbone: PreTrainedModel) -> None:
     implementation = backbone.config._attn_implementation
     if implementation != ATTENTION_NAME:
         raise ValueError(f"the backbone's attention implementation is {implementation!r}, not {ATTENTION_NAME!r}.")
-    was_training = backbone.training
-    backbone.eval()
-    try:
-        probe(backbone)
-    finally:
-        backbone.train(was_training)
+    probe(backbone)

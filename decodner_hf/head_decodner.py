@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from .guard_decodner import input_device
+
 PROBE_TOKENS = 5
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}  # of the largest logit
 TOLERANCE_HALF = 2e-2
@@ -68,7 +70,7 @@ def row_head_equals_native(backbone: PreTrainedModel) -> bool:
         return False
     weight = backbone.get_input_embeddings().weight
     tokens = (torch.arange(PROBE_TOKENS) * 5 + 1) % weight.shape[0]
-    tokens = tokens.to(weight.device)[None]
+    tokens = tokens.to(input_device(backbone))[None]
     native = backbone(input_ids=tokens, use_cache=False).logits[0]
     hidden_states = inner_decoder(backbone)(input_ids=tokens, use_cache=False).last_hidden_state[0]
     if hidden_states.shape[-1] != backbone.get_output_embeddings().weight.shape[1]:

@@ -16,10 +16,12 @@ from transformers.utils.generic import ModelOutput
 
 from .attention_decodner import ATTENTION_NAME, ForestPlan
 from .cache_decodner import DualBufferCache
+from .compile_decodner import compile_layers
 from .configuration_decodner import DecodNERConfig
 from .forest_decodner import TokenForest, build_forest, rows_forest
 from .guard_decodner import (
     check_backbone,
+    input_device,
     layer_windows,
     native_class,
     node_limit,
@@ -28,12 +30,15 @@ from .guard_decodner import (
 )
 from .head_decodner import has_plain_head, inner_decoder, row_head_equals_native, row_logits
 from .persistence_decodner import CheckpointMethods
+from .transfers_decodner import upload
 
 FORWARDED = (
     *("hf_device_map", "hf_quantizer", "is_quantized", "quantization_method", "generation_config"),
     *("is_loaded_in_4bit", "is_loaded_in_8bit", "_tp_size", "_tp_plan"),
 )
 IGNORED_TARGET = -100
+WARM_UP_PREFIX = 101  # tokens; no two sizes of the pass that a graph is made for may be equal
+WARM_UP_SPANS = (137, 11)  # rows and their tokens
 
 
 @dataclass
@@ -103,7 +108,12 @@ class DecodNERForSpanClassification(CheckpointMethods, PreTrainedModel):
         Raises:
             ValueError: the architecture cannot score a token forest; says why.
         """
-        native_class(model.config)
+        native = native_class(model.config) if isinstance(model, PreTrainedModel) else None
+        if native is None or not isinstance(model, native):
+            expected = native.__name__ if native is not None else "a causal language model of transformers"
+            raise ValueError(
+                f"from_backbone wraps a model with its language head ({expected}), not {type(model).__name__}."
+            )
         shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
         backbone = copy.deepcopy(model, shared)  # new modules and config around the same tensors
         backbone.set_attn_implementation(ATTENTION_NAME)
@@ -117,9 +127,34 @@ class DecodNERForSpanClassification(CheckpointMethods, PreTrainedModel):
 
     def check(self) -> None:
         """Probes the backbone: raises a ValueError if packed scores would not equal the model's own."""
-        check_backbone(self.backbone)
-        if self.backbone.get_input_embeddings().weight.device.type != "meta":
+        if input_device(self.backbone).type == "meta":  # no weights yet
+            return
+        was_training = self.backbone.training
+        self.backbone.eval()
+        try:
+            check_backbone(self.backbone)
             self.row_head = row_head_equals_native(self.backbone)
+        finally:
+            self.backbone.train(was_training)
+
+    def compile_forest(self, **options: Any) -> None:
+        """Compiles the decoder's layers for passes without gradients over a cached prefix; call it once, when loaded.
+
+        Takes some ten seconds for each kind of layer, now; no pass of any size compiles again. Results stay within
+        the dtype's rounding. A model that is moved or cast afterwards runs uncompiled.
+
+        Args:
+            **options: handed to `torch.compile` (mode, backend, options).
+
+        Raises:
+            ValueError: no GPU or no Triton, a model whose attention the fused kernel does not serve, or one that is
+                compiled already or spread over devices.
+        """
+        compile_layers(self.backbone, **options)
+        vocabulary = self.get_input_embeddings().weight.shape[0]
+        rows = (torch.arange(WARM_UP_SPANS[0] * WARM_UP_SPANS[1]) % vocabulary).reshape(WARM_UP_SPANS)
+        cache = self.encode_prefix(rows.reshape(-1)[:WARM_UP_PREFIX])
+        self.score_forest(rows_forest(rows, WARM_UP_PREFIX), torch.arange(2), cache)
 
     def get_input_embeddings(self) -> Any:
         """The decoder's token embedding."""
@@ -166,6 +201,10 @@ class DecodNERForSpanClassification(CheckpointMethods, PreTrainedModel):
         if subtree_end is None:
             if num_items_in_batch is not None:
                 kwargs["num_items_in_batch"] = num_items_in_batch
+            if span_nodes is not None or symbol_token_ids is not None or cache is not None:
+                raise ValueError(
+                    "span_nodes, symbol_token_ids and cache belong to a packed pass: give subtree_end too."
+                )
             ordinary = {"position_ids": position_ids, "attention_mask": attention_mask, "labels": labels}
             return self.backbone(input_ids=input_ids, **ordinary, **kwargs)
         if input_ids is None or position_ids is None or span_nodes is None or symbol_token_ids is None:
@@ -178,9 +217,7 @@ class DecodNERForSpanClassification(CheckpointMethods, PreTrainedModel):
             raise ValueError(
                 f"{symbols.shape[0]} rows of symbol_token_ids were given: span_prompts must say whose is whose."
             )
-        logits = self._label_logits(
-            input_ids.reshape(1, -1), plan, span_nodes.reshape(-1), symbols, span_prompts, kwargs
-        )
+        logits = self._label_logits(input_ids.reshape(-1), plan, span_nodes.reshape(-1), symbols, span_prompts, kwargs)
         loss = None
         if labels is not None:
             loss = _span_loss(logits, labels.reshape(-1).to(logits.device), num_items_in_batch)
@@ -202,20 +239,21 @@ class DecodNERForSpanClassification(CheckpointMethods, PreTrainedModel):
                 model can hold, or a cache of another model.
         """
         prefix = torch.as_tensor(token_ids).cpu()
-        if prefix.dim() == 2 and prefix.shape[0] > 1:
+        if prefix.dim() > 1 and prefix.shape[0] > 1:
             raise ValueError(f"{prefix.shape[0]} prefixes were given: a cache holds one; encode each into its own.")
         if not prefix.numel():
             raise ValueError("the prefix is empty: give at least one token.")
-        checked = self._checked_ids(prefix.reshape(1, -1))
+        checked = self._checked_ids(prefix.reshape(-1))
         forest = build_forest(
             [prefix.reshape(-1).numpy()], first_position=cache.prefix_length if cache is not None else 0
         )
         cache = DualBufferCache() if cache is None else cache
         cache.check_fits(forest.num_nodes)
-        if cache.owner is None or not cache.prefix_length:
-            cache.owner = self.backbone
+        if not cache.prefix_length:
+            cache.claim(self.backbone)
         plan = self._plan(forest.position_ids, forest.subtree_end, cache, write=True)
-        self._decode(checked, plan, {})
+        checked, position_ids = upload([checked, plan.position_ids], input_device(self.backbone))
+        self._decode(checked, position_ids, plan, {})
         cache.commit(forest.num_nodes)
         return cache
 
@@ -239,17 +277,19 @@ class DecodNERForSpanClassification(CheckpointMethods, PreTrainedModel):
         """
         if not forest.num_spans:
             raise ValueError("the forest has no spans to score.")
-        symbols = self._checked_ids(torch.as_tensor(symbol_token_ids).reshape(-1), "label token ids")
+        symbols = self._checked_ids(torch.as_tensor(symbol_token_ids).reshape(-1).cpu(), "label token ids")
         if symbols.unique().numel() != symbols.numel():
             raise ValueError(f"label token ids {symbols.tolist()} are not distinct: two labels would share a token.")
         plan = self._plan(forest.position_ids, forest.subtree_end, cache)
-        token_ids = self._checked_ids(forest.token_ids)[None]
-        return self._label_logits(token_ids, plan, forest.span_nodes.to(self.device), symbols[None], None, {})
+        return self._label_logits(
+            self._checked_ids(forest.token_ids.cpu()), plan, forest.span_nodes.cpu(), symbols[None], None, {}
+        )
 
     # ------------------------------------------------------------------ the original low-level API
 
     def prefill_prefix(self, prefix_ids: Any, cache: DualBufferCache) -> DualBufferCache:
         """Replaces what `cache` holds by the prefix `prefix_ids` [P] or [1, P]; see `encode_prefix`."""
+        self._checked_ids(torch.as_tensor(prefix_ids))
         cache.reset()
         return self.encode_prefix(prefix_ids, cache)
 
@@ -279,7 +319,7 @@ class DecodNERForSpanClassification(CheckpointMethods, PreTrainedModel):
             )
         if cache.max_rows is not None and batch > cache.max_rows:
             raise ValueError(f"{batch} spans were given, but this cache was made with batch_size={cache.max_rows}.")
-        token_ids = self._checked_ids(span_ids.reshape(1, -1))
+        token_ids = self._checked_ids(span_ids.reshape(-1))
         forest = rows_forest(span_ids.cpu(), cache.prefix_length)
         if position_ids is not None and not torch.equal(position_ids.cpu().reshape(-1), forest.position_ids):
             raise ValueError(
@@ -287,8 +327,9 @@ class DecodNERForSpanClassification(CheckpointMethods, PreTrainedModel):
                 f"{cache.prefix_length} .. {cache.prefix_length + length - 1}; leave them out to have them made."
             )
         plan = self._plan(forest.position_ids, forest.subtree_end, cache)
-        arguments = packed_arguments(self._positions(plan), plan)
-        logits: torch.Tensor = self.backbone(input_ids=token_ids, **arguments).logits
+        token_ids, positions = upload([token_ids, plan.position_ids], input_device(self.backbone))
+        arguments = packed_arguments(positions[None], plan)
+        logits: torch.Tensor = self.backbone(input_ids=token_ids[None], **arguments).logits
         return logits.reshape(batch, length, -1)
 
     def score_spans(
@@ -315,7 +356,12 @@ class DecodNERForSpanClassification(CheckpointMethods, PreTrainedModel):
             write=write,
             layer_windows=self.layer_windows,
         )
-        if cache is not None and cache.prefix_length and cache.owner is not self.backbone:
+        if self.backbone.config._attn_implementation != ATTENTION_NAME:
+            raise ValueError(
+                f"the decoder's attention was set to {self.backbone.config._attn_implementation!r}, which knows no "
+                f'forests: set it back with model.backbone.set_attn_implementation("{ATTENTION_NAME}").'
+            )
+        if cache is not None and not cache.belongs_to(self.backbone):
             raise ValueError("the cache holds a prefix of another model: encode the prefix with this model.")
         self._check_structure(plan)
         return plan
@@ -327,14 +373,10 @@ class DecodNERForSpanClassification(CheckpointMethods, PreTrainedModel):
         nodes = torch.arange(ends.numel())
         if bool(((ends < nodes) | (ends >= ends.numel())).any()):
             raise ValueError("subtree_end must lie between the node itself and the last node, inclusive.")
-        steps = positions[1:] - positions[:-1]
-        if (
-            int(positions[0]) != plan.prefix_length
-            or int(positions.min()) < plan.prefix_length
-            or bool((steps > 1).any())
-        ):
+        closed = torch.bincount(ends.long() + 1, minlength=ends.numel())[: ends.numel()].cumsum(0)  # subtrees ended
+        if not torch.equal(positions.long(), plan.prefix_length + nodes - closed):
             raise ValueError(
-                f"position ids run from {int(positions.min())} and start at {int(positions[0])}, but the prefix has "
+                f"position ids run from {int(positions.min())} to {int(positions.max())}, but the prefix has "
                 f"{plan.prefix_length} tokens: a node's position is the prefix length plus its depth in the forest."
             )
         if self.node_limit is not None and ends.numel() > self.node_limit:
@@ -350,7 +392,7 @@ class DecodNERForSpanClassification(CheckpointMethods, PreTrainedModel):
             )
 
     def _checked_ids(self, token_ids: torch.Tensor, what: str = "token ids") -> torch.Tensor:
-        """Returns `token_ids` as int64 on the model's device; a ValueError if one is not in the vocabulary."""
+        """Returns `token_ids` as they are; a ValueError if one is not in the vocabulary."""
         if not token_ids.numel() or token_ids.is_floating_point():
             raise ValueError(
                 f"{what} must be integers, at least one, not {token_ids.dtype} of {list(token_ids.shape)}."
@@ -359,16 +401,15 @@ class DecodNERForSpanClassification(CheckpointMethods, PreTrainedModel):
         lowest, highest = int(token_ids.min()), int(token_ids.max())
         if lowest < 0 or highest >= vocabulary:
             raise ValueError(f"{what} run from {lowest} to {highest}, but the vocabulary is 0 .. {vocabulary - 1}.")
-        return token_ids.to(self.device, torch.int64)
+        return token_ids
 
-    def _positions(self, plan: ForestPlan) -> torch.Tensor:
-        return plan.position_ids[None].to(self.device)
-
-    def _decode(self, token_ids: torch.Tensor, plan: ForestPlan, kwargs: dict[str, Any]) -> torch.Tensor:
-        """[1, N] -> the decoder's last hidden states [N, hidden size]."""
+    def _decode(
+        self, token_ids: torch.Tensor, position_ids: torch.Tensor, plan: ForestPlan, kwargs: dict[str, Any]
+    ) -> torch.Tensor:
+        """[N], [N] on the model's device -> the decoder's last hidden states [N, hidden size]."""
         decoder = inner_decoder(self.backbone)
         states: torch.Tensor = decoder(
-            input_ids=token_ids, **packed_arguments(self._positions(plan), plan), **kwargs
+            input_ids=token_ids[None], **packed_arguments(position_ids[None], plan), **kwargs
         ).last_hidden_state
         return states[0]
 
@@ -381,21 +422,28 @@ class DecodNERForSpanClassification(CheckpointMethods, PreTrainedModel):
         span_prompts: torch.Tensor | None,
         kwargs: dict[str, Any],
     ) -> torch.Tensor:
-        """[1, N], spans [S], symbols [Q, L] padded with -1 -> [S, L]."""
+        """[N], spans [S], symbols [Q, L] padded with -1 -> [S, L]; no wait for the GPU if all are on the CPU."""
+        if token_ids.numel() != plan.position_ids.numel():
+            raise ValueError(f"{token_ids.numel()} tokens for {plan.position_ids.numel()} nodes: one each is needed.")
+        if span_nodes.device.type == "cpu" and not bool(((span_nodes >= 0) & (span_nodes < token_ids.numel())).all()):
+            raise ValueError(f"span_nodes must lie in 0 .. {token_ids.numel() - 1}.")
         rows, columns = symbols.clamp(min=0).reshape(-1).unique(return_inverse=True)
+        columns, absent = columns.reshape(symbols.shape), symbols < 0
+        token_ids, position_ids, span_nodes, rows, columns, absent = upload(
+            [token_ids, plan.position_ids, span_nodes, rows, columns, absent], input_device(self.backbone)
+        )
         if self.row_head and has_plain_head(self.backbone):
-            states = self._decode(token_ids, plan, kwargs)
+            states = self._decode(token_ids, position_ids, plan, kwargs)
             logits = row_logits(self.backbone, states[span_nodes.to(states.device)], rows)
         else:
-            arguments = packed_arguments(self._positions(plan), plan)
-            native = self.backbone(input_ids=token_ids, logits_to_keep=span_nodes, **arguments, **kwargs).logits[0]
+            packed = packed_arguments(position_ids[None], plan)
+            native = self.backbone(input_ids=token_ids[None], logits_to_keep=span_nodes, **packed, **kwargs).logits[0]
             logits = native[:, rows.to(native.device)]
-        columns = columns.reshape(symbols.shape).to(logits.device)
+        columns, absent = columns.to(logits.device), absent.to(logits.device, torch.bool)
         if span_prompts is None:
-            return logits[:, columns[0]]
+            return logits[:, columns[0]].masked_fill(absent[0], float("-inf"))
         prompts = span_prompts.reshape(-1).to(logits.device)
-        padding = (symbols < 0).to(logits.device)[prompts]
-        return logits.gather(1, columns[prompts]).masked_fill(padding, float("-inf"))
+        return logits.gather(1, columns[prompts]).masked_fill(absent[prompts], float("-inf"))
 
 
 def _span_loss(

@@ -9,6 +9,7 @@ from os import PathLike
 from typing import Any
 
 import torch
+from transformers import PreTrainedConfig
 
 from .attention_decodner import ATTENTION_NAME
 from .checkpoints_decodner import HUB_KEYWORDS, resolve_checkpoint, wrap_config, write_config
@@ -16,7 +17,7 @@ from .guard_decodner import native_class
 from .publishing_decodner import upload, write_model_card
 
 BACKBONE = "backbone."
-NOT_FOR_THE_DECODER = ("trust_remote_code", "_from_auto", "_from_pipeline", "adapter_kwargs")
+NOT_FOR_THE_DECODER = ("trust_remote_code", "_from_auto", "_from_pipeline")
 
 
 class CheckpointMethods:
@@ -49,11 +50,17 @@ class CheckpointMethods:
         for name in NOT_FOR_THE_DECODER:
             kwargs.pop(name, None)
         path = str(pretrained_model_name_or_path)
-        checkpoint = resolve_checkpoint(path, {name: kwargs[name] for name in HUB_KEYWORDS if name in kwargs})
-        own_config = checkpoint.config if config is None else wrap_config(copy.deepcopy(config))
+        hub = {name: kwargs[name] for name in HUB_KEYWORDS if name in kwargs}
+        found_by_auto = dict(kwargs.pop("adapter_kwargs", None) or {})  # the Auto classes resolve adapters themselves
+        adapter = found_by_auto.pop("_adapter_model_path", None)
+        checkpoint = resolve_checkpoint(path, hub)
+        if checkpoint.adapter is not None:  # the adapter's revision and subfolder are not its base's
+            adapter, found_by_auto = checkpoint.adapter, hub
+            kwargs = {name: value for name, value in kwargs.items() if name not in ("revision", "subfolder")}
+        own_config = checkpoint.config if config is None else wrap_config(_given_config(config))
         settings = {name: kwargs.pop(name) for name in list(kwargs) if name in cls.config_class.__annotations__}
         if settings:
-            own_config = cls.config_class.from_dict(own_config.to_dict() | settings)
+            own_config = cls.config_class.from_dict(own_config.settings() | settings)
         native = native_class(own_config.text_config)
         loaded = native.from_pretrained(
             checkpoint.weights,
@@ -63,11 +70,11 @@ class CheckpointMethods:
             **kwargs,
         )
         backbone, *info = loaded if isinstance(loaded, tuple) else (loaded,)
-        if checkpoint.adapter is not None:
-            backbone.load_adapter(checkpoint.adapter)
         own_config.dtype = backbone.dtype
         model: Any = cls(own_config, backbone)  # type: ignore[call-arg]
         model.check()
+        if adapter is not None:
+            model.load_adapter(str(adapter), adapter_kwargs=found_by_auto)
         model.eval()
         return (model, *info) if info else model
 
@@ -128,10 +135,45 @@ class CheckpointMethods:
             return self.backbone.load_state_dict(state_dict, strict=strict, assign=assign)
         return super().load_state_dict(state_dict, strict=strict, assign=assign)  # type: ignore[misc]
 
-    def load_adapter(self, *args: Any, **kwargs: Any) -> Any:
-        """Loads a PEFT adapter trained on the decoder, as transformers' `load_adapter`."""
-        return self.backbone.load_adapter(*args, **kwargs)
+    def load_adapter(self, peft_model_id: str | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Loads a PEFT adapter onto the decoder, as transformers' `load_adapter`, whose arguments it takes.
+
+        Raises:
+            ValueError: an adapter that leaves weights of its own unset: it was made for another model, or on this
+                model's wrapper instead of its `backbone`.
+        """
+        info = self.backbone.load_adapter(peft_model_id, *args, **kwargs)
+        missing = sorted(getattr(info, "missing_keys", None) or ())
+        if missing:
+            raise ValueError(
+                f"the adapter {peft_model_id!r} does not fit this decoder: {len(missing)} of its weights are missing, "
+                f"for example {missing[0]!r}. Make adapters with model.add_adapter, or by PEFT on model.backbone."
+            )
+        return info
 
     def add_adapter(self, *args: Any, **kwargs: Any) -> Any:
         """Adds a new PEFT adapter to the decoder, as transformers' `add_adapter`."""
         return self.backbone.add_adapter(*args, **kwargs)
+
+    def set_adapter(self, *args: Any, **kwargs: Any) -> Any:
+        """Activates one of the loaded adapters, as transformers' `set_adapter`."""
+        return self.backbone.set_adapter(*args, **kwargs)
+
+    def disable_adapters(self) -> None:
+        """Switches all adapters off, as transformers' `disable_adapters`."""
+        self.backbone.disable_adapters()
+
+    def enable_adapters(self) -> None:
+        """Switches the adapters on again, as transformers' `enable_adapters`."""
+        self.backbone.enable_adapters()
+
+    def active_adapters(self) -> Any:
+        """Names of the active adapters, as transformers' `active_adapters`."""
+        return self.backbone.active_adapters()
+
+
+def _given_config(config: Any) -> Any:
+    """A configuration that the caller passed, as a copy; anything else is refused."""
+    if not isinstance(config, PreTrainedConfig):
+        raise ValueError(f"config must be a configuration object, not {type(config).__name__}.")
+    return copy.deepcopy(config)

@@ -1,11 +1,13 @@
 """Text in, entities out: `pipeline("decodner-ner")`.
 
 Documents are read lazily, encoded in batches by a worker thread while the model runs, packed into passes by a token
-budget, scored, and decoded, in input order. This file only joins the stages; each has a file of its own.
+budget, scored, and decoded while the next pass is scored, in input order. This file only joins the stages; each has a
+file of its own.
 In: strings, word lists or dicts. Out: lists of dicts as transformers' token classification gives them.
 """
 
 import logging
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -20,7 +22,7 @@ from .decoding_decodner import Entity, decode_entities, merge_shards
 from .modeling_decodner import DecodNERForSpanClassification
 from .prompting_decodner import PromptTemplate, TooManyLabelsError, choose_symbols, shard_labels
 from .publishing_decodner import upload, write_model_card, write_tokenizer
-from .scoring_decodner import DocumentScorer, EncodedPrompt, num_nodes
+from .scoring_decodner import DocumentScorer, EncodedPrompt, ScoredRun, collect, num_nodes
 from .spans_decodner import EncodedDocument, encode_documents, split_into_windows, truncate_document
 from .tokenization_decodner import check_tokenizer
 
@@ -30,6 +32,7 @@ AGGREGATIONS = ("simple", "none")
 LONG_DOCUMENTS = ("window", "error", "truncate")
 DOCUMENTS_AT_ONCE = 256  # encoded together
 CHARACTERS_AT_ONCE = 65536
+KEPT_LABEL_SETS = 64
 DOCUMENT_KEYS = ("text", "words", "candidate_labels", "spans")
 
 
@@ -124,6 +127,8 @@ class DecodNERPipeline(Pipeline):
         long_documents: what happens beyond the model's positions: "window" (overlapping windows, nothing is lost),
             "error", or "truncate" (with a warning, and `truncated_at` in every entity).
         token_budget: forest nodes a pass; halved by itself when memory runs out. At construction only.
+        compile: compile the model's layers now, which takes a while, for faster passes; needs a GPU and Triton. At
+            construction only.
 
     Raises:
         ValueError: inputs or arguments that are not as described; the message says what is allowed.
@@ -135,18 +140,34 @@ class DecodNERPipeline(Pipeline):
     _load_video_processor = False
     _load_feature_extractor = False
 
-    def __init__(self, model: Any, tokenizer: Any = None, *, token_budget: int | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any = None,
+        *,
+        token_budget: int | None = None,
+        compile: bool = False,
+        **kwargs: Any,
+    ) -> None:
         """Wraps `model` where it is a plain decoder; the model object that was passed is left as it is."""
         check_tokenizer(tokenizer)
-        if token_budget is not None and (isinstance(token_budget, bool) or token_budget < 1):
+        is_count = isinstance(token_budget, int) and not isinstance(token_budget, bool)
+        if token_budget is not None and (not is_count or token_budget < 1):
             raise ValueError(f"token_budget must be a number of tokens of at least 1, not {token_budget!r}.")
         if getattr(model.config, "model_type", None) != "decodner":
             model = DecodNERForSpanClassification.from_backbone(model)
         super().__init__(model=model, tokenizer=tokenizer, **kwargs)
         self.model.eval()
+        if compile:
+            self.model.compile_forest()
         self.template = PromptTemplate.from_config(self.model.config)
         self.scorer = DocumentScorer(self.model, token_budget)
-        self._prompts: dict[Labels, list[EncodedPrompt]] = {}
+        self._prompts: OrderedDict[Labels, list[EncodedPrompt]] = OrderedDict()
+        settings = self._settings({})
+        if self.model.config.labels or settings.candidate_labels is not None:
+            self._thresholds([name for name, _ in self._labels(settings.candidate_labels)], settings)
+        elif settings.threshold is not None and not isinstance(settings.threshold, Mapping):
+            self._thresholds([], settings)
 
     # ------------------------------------------------------------------ the call
 
@@ -215,8 +236,17 @@ class DecodNERPipeline(Pipeline):
 
     def _forward(self, model_inputs: Sequence[Prepared], **_: Any) -> list[np.ndarray[Any, Any]]:
         """Scores a group of documents of one label set: per document the label logits [S, L + 1]."""
+        return self.collect(model_inputs, self.launch(model_inputs))
+
+    def launch(self, model_inputs: Sequence[Prepared]) -> list[list[ScoredRun]]:
+        """Starts scoring a group of documents of one label set; `collect` waits for the results."""
         windows = [window for prepared in model_inputs for window in prepared.windows]
-        shards = self.scorer.score(self._encoded_prompts(model_inputs[0].labels), windows)
+        with self.device_placement():
+            return self.scorer.launch(self._encoded_prompts(model_inputs[0].labels), windows)
+
+    def collect(self, model_inputs: Sequence[Prepared], launched: list[list[ScoredRun]]) -> list[np.ndarray[Any, Any]]:
+        """What `_forward` returns, of a group that was launched."""
+        shards = [collect(runs) for runs in launched]
         logits = [merge_shards(parts) if len(parts) > 1 else parts[0] for parts in zip(*shards, strict=True)]
         counts = iter(logits)
         return [np.concatenate(list(islice(counts, len(prepared.windows)))) for prepared in model_inputs]
@@ -262,7 +292,7 @@ class DecodNERPipeline(Pipeline):
         content = document
         split = settings.is_split_into_words
         if isinstance(document, Mapping):
-            strangers = sorted(set(document) - set(DOCUMENT_KEYS))
+            strangers = [key for key in document if key not in DOCUMENT_KEYS]
             if strangers or ("text" in document) == ("words" in document):
                 raise ValueError(
                     f"a document given as a dict has 'text' or 'words', and may have 'candidate_labels' and 'spans'; "
@@ -290,10 +320,14 @@ class DecodNERPipeline(Pipeline):
             raise ValueError(f"{self.template.none_label!r} is the none label: no entity type may have its name.")
         return tuple(named.items())
 
+    def _labels_of_call(self, settings: Settings) -> Labels:
+        return () if settings.candidate_labels is None else self._labels(settings.candidate_labels)
+
     def _thresholds(self, labels: Sequence[str], settings: Settings) -> list[float]:
         config, given = self.model.config, settings.threshold
         if isinstance(given, Mapping):
-            strangers = sorted(set(given) - set(labels))
+            asked = {*labels, *config.labels, *(name for name, _ in self._labels_of_call(settings))}
+            strangers = [label for label in given if label not in asked]
             if strangers:
                 raise ValueError(f"threshold names {strangers}, which are not among the labels {list(labels)}.")
             own = {label: check_threshold(value, f"label {label!r}") for label, value in given.items()}
@@ -306,6 +340,9 @@ class DecodNERPipeline(Pipeline):
         """The prompts of a label set: one, or as many shards as symbols and positions make necessary."""
         if labels not in self._prompts:
             self._prompts[labels] = self._encode_prompts(dict(labels))
+            if len(self._prompts) > KEPT_LABEL_SETS:
+                self._prompts.popitem(last=False)
+        self._prompts.move_to_end(labels)
         return self._prompts[labels]
 
     def _encode_prompts(self, labels: dict[str, str | None]) -> list[EncodedPrompt]:
@@ -356,7 +393,10 @@ class DecodNERPipeline(Pipeline):
     # ------------------------------------------------------------------ saving
 
     def save_pretrained(self, save_directory: Any, *, include_code: bool = False, **kwargs: Any) -> None:
-        """Writes model, tokenizer and model card; with `include_code` also the code, see the model's method."""
+        """Writes model, tokenizer and model card; with `include_code` also the code, see the model's method.
+
+        Labels and thresholds are saved as `model.config` has them; arguments of this pipeline are not.
+        """
         self.model.save_pretrained(save_directory, include_code=include_code, **kwargs)
         write_tokenizer(self.tokenizer, str(save_directory))
         write_model_card(self.model.config, str(save_directory))
@@ -364,6 +404,9 @@ class DecodNERPipeline(Pipeline):
     def push_to_hub(self, repo_id: str, *, include_code: bool = True, **kwargs: Any) -> Any:
         """Uploads what `save_pretrained` writes, by default with the code; `kwargs` as for the model's method."""
         return upload(lambda folder: self.save_pretrained(folder, include_code=include_code), repo_id, **kwargs)
+
+
+_Launched = tuple[list[Prepared], list[list[ScoredRun]]]
 
 
 class EntityStream:
@@ -378,14 +421,36 @@ class EntityStream:
         return len(self.inputs)
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
-        """Yields each document's entities; the next group is encoded while this one is scored."""
+        """Yields each document's entities; the next group is encoded, and the last pass decoded, during a pass."""
         source = _items(self.inputs)
+        launched: list[_Launched] = []
         with ThreadPoolExecutor(1) as worker:
             coming = worker.submit(self._next_group, source)
-            while group := coming.result():
+            while True:
+                if not coming.done() or coming.exception() is not None:
+                    yield from self._finish(launched)
+                group = coming.result()
+                if not group:
+                    break
                 coming = worker.submit(self._next_group, source)
                 for run in self._runs(group):
-                    yield from self._annotate(run)
+                    try:
+                        following = self._launch(run)
+                    except Exception:
+                        yield from self._finish(launched)  # what came before the documents that cannot be scored
+                        raise
+                    before, launched = launched, following
+                    yield from self._finish(before)
+        yield from self._finish(launched)
+
+    def _launch(self, run: list[Prepared]) -> "list[_Launched]":
+        return [(run, self.pipeline.launch(run))]
+
+    def _finish(self, launched: "list[_Launched]") -> Iterator[list[dict[str, Any]]]:
+        """Waits for what was launched, empties the list, and yields the documents' entities."""
+        while launched:
+            run, scores = launched.pop(0)
+            yield from self.pipeline.postprocess((run, self.pipeline.collect(run, scores)), self.settings)
 
     def _next_group(self, source: Iterator[Any]) -> list[Prepared]:
         group: list[Any] = []
@@ -408,10 +473,6 @@ class EntityStream:
             for run in self.pipeline.scorer.runs([prepared.num_nodes for prepared in alike]):
                 yield alike[run.start : run.stop]
             start = end
-
-    def _annotate(self, run: list[Prepared]) -> list[list[dict[str, Any]]]:
-        logits = self.pipeline.forward(run)
-        return self.pipeline.postprocess((run, logits), self.settings)
 
 
 def _entity_rows(entity: Entity, prepared: Prepared) -> list[dict[str, Any]]:

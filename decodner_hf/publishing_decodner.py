@@ -5,6 +5,7 @@ Knows nothing of weights, tensors or text to annotate.
 """
 
 import copy
+import re
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from .configuration_decodner import DecodNERConfig
 
 ENTRY_MODULE = "decodner_remote"  # one entry file: two would load every module twice
 TASK = "decodner-ner"
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")  # what a model card may call a base model; never a local path
 AUTO_CLASSES = ("AutoModel", "AutoModelForCausalLM", "AutoModelForTokenClassification")
 
 
@@ -49,7 +51,7 @@ def write_model_card(config: DecodNERConfig, directory: str) -> None:
     path = Path(directory) / "README.md"
     if path.exists():
         return
-    base = config.name_or_path if config.name_or_path and not Path(config.name_or_path).exists() else None
+    base = config.name_or_path if HUB_ID.fullmatch(config.name_or_path or "") else None
     metadata = ModelCardData(
         library_name="transformers",
         pipeline_tag="token-classification",

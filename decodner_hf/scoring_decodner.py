@@ -2,7 +2,9 @@
 
 In: encoded prompts and documents. Out: label logits of every candidate span, document by document.
 Short documents share a pass; a document beyond the budget is kept as a prefix and its spans take several passes. The
-result does not depend on the packing. Where memory runs out, the budget is halved and the pass repeated.
+result does not depend on the packing. Passes are launched without waiting for their results, so that the host can
+prepare the next ones and decode the last ones meanwhile. Where memory runs out, the budget is halved and the pass
+repeated.
 Knows nothing of text, thresholds or entities.
 """
 
@@ -10,7 +12,8 @@ import logging
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from threading import RLock
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +24,7 @@ from .cache_decodner import DualBufferCache
 from .forest_decodner import SpanPaths, build_forest
 from .modeling_decodner import DecodNERForSpanClassification
 from .spans_decodner import EncodedDocument
+from .transfers_decodner import Download
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float32]
@@ -47,6 +51,31 @@ class EncodedPrompt:
     cue_token_ids: IntArray
 
 
+@dataclass(frozen=True)
+class ScoredRun:
+    """Label logits of consecutive documents, on their way from the device.
+
+    Attributes:
+        pieces: which of the run's S spans, and their logits [K, L + 1].
+        cu_spans: int64 [B + 1], where each document's spans start.
+        num_columns: L + 1.
+    """
+
+    pieces: list[tuple[IntArray, Download]]
+    cu_spans: IntArray
+    num_columns: int
+
+    def logits(self) -> list[FloatArray]:
+        """Waits for them; float32 [spans of the document, L + 1] each."""
+        if len(self.pieces) == 1:
+            logits = self.pieces[0][1].array()
+        else:
+            logits = np.empty((int(self.cu_spans[-1]), self.num_columns), np.float32)
+            for spans, download in self.pieces:
+                logits[spans] = download.array()
+        return np.split(logits, self.cu_spans[1:-1])
+
+
 class DocumentScorer:
     """Runs documents through a model; keeps the prefixes it has encoded."""
 
@@ -56,21 +85,32 @@ class DocumentScorer:
         budget = token_budget or TOKEN_BUDGET.get(model.device.type, TOKEN_BUDGET["cpu"])
         self.token_budget = min(budget, model.node_limit or budget)
         self._prefixes: OrderedDict[bytes, DualBufferCache] = OrderedDict()
+        self._weights_state: tuple[Any, ...] = ()
+        self._lock = RLock()  # prefixes are shared, and grow while a long document is scored
 
     def score(self, prompts: Sequence[EncodedPrompt], documents: Sequence[EncodedDocument]) -> list[list[FloatArray]]:
-        """Scores documents against each prompt.
+        """`launch`, and the results: per prompt and document the label logits, float32 [S, L + 1]."""
+        return [collect(runs) for runs in self.launch(prompts, documents)]
+
+    def launch(self, prompts: Sequence[EncodedPrompt], documents: Sequence[EncodedDocument]) -> list[list[ScoredRun]]:
+        """Starts scoring documents against each prompt.
 
         Args:
             prompts: the shards of a label set; one where the labels fit a prompt.
             documents: B documents.
 
         Returns:
-            Per prompt and document the label logits, float32 [S, L + 1]; the none label's first.
+            Per prompt the runs of documents, whose label logits have the none label's first.
 
         Raises:
             ValueError: what the model refuses (a document beyond its positions, say).
         """
-        return [self._score_documents(prompt, documents) for prompt in prompts]
+        with self._lock:
+            state = weights_state(self.model)
+            if state != self._weights_state:
+                self._prefixes.clear()
+                self._weights_state = state
+            return [self._score_documents(prompt, documents) for prompt in prompts]
 
     def runs(self, sizes: Sequence[int]) -> Iterator[range]:
         """Cuts items of these sizes, in nodes, into runs that fit the budget; a larger item is a run of its own."""
@@ -93,19 +133,21 @@ class DocumentScorer:
         self._prefixes.move_to_end(key)
         return self._prefixes[key]
 
-    def _score_documents(self, prompt: EncodedPrompt, documents: Sequence[EncodedDocument]) -> list[FloatArray]:
-        logits: list[FloatArray] = []
-        while len(logits) < len(documents):
-            left = documents[len(logits) :]
+    def _score_documents(self, prompt: EncodedPrompt, documents: Sequence[EncodedDocument]) -> list[ScoredRun]:
+        runs: list[ScoredRun] = []
+        scored = 0
+        while scored < len(documents):
+            left = documents[scored:]
             run = next(self.runs([num_nodes(document) for document in left]))
             try:
-                logits += self._score_run(prompt, left[: len(run)])
+                runs.append(self._score_run(prompt, left[: len(run)]))
+                scored += len(run)
             except RuntimeError as error:  # of which torch.OutOfMemoryError is one; the CPU's allocator has no other
                 out_of_memory = isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)
                 if not out_of_memory or self.token_budget <= SMALLEST_BUDGET:
                     raise
                 self._halve_budget()
-        return logits
+        return runs
 
     def _halve_budget(self) -> None:
         logger.warning(
@@ -119,33 +161,33 @@ class DocumentScorer:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _score_run(self, prompt: EncodedPrompt, documents: Sequence[EncodedDocument]) -> list[FloatArray]:
-        if len(documents) == 1 and num_nodes(documents[0]) > self.token_budget:
-            return [self._score_long(prompt, documents[0])]
-        scored = [document for document in documents if document.candidates.num_spans]
+    def _score_run(self, prompt: EncodedPrompt, documents: Sequence[EncodedDocument]) -> ScoredRun:
+        cu_spans = np.cumsum([0, *(document.candidates.num_spans for document in documents)])
         columns = len(prompt.symbol_token_ids)
+        if len(documents) == 1 and num_nodes(documents[0]) > self.token_budget:
+            return ScoredRun(self._score_long(prompt, documents[0]), cu_spans, columns)
+        scored = [document for document in documents if document.candidates.num_spans]
         if not scored:
-            return [np.empty((0, columns), np.float32) for _ in documents]
+            return ScoredRun([], cu_spans, columns)
         cache = self.prefix(prompt)
         chains, paths = zip(*((d.chain_token_ids, d.candidates.paths) for d in scored), strict=True)
-        logits, cu_spans = self._score_forest(prompt, cache, chains, paths)
-        counts = np.cumsum([0, *(document.candidates.num_spans for document in documents)])
-        assert counts[-1] == cu_spans[-1], "every document's spans are scored"
-        return [logits[start:end] for start, end in pairwise(counts)]
+        return ScoredRun(
+            [(np.arange(cu_spans[-1]), self._score_forest(prompt, cache, chains, paths))], cu_spans, columns
+        )
 
-    def _score_long(self, prompt: EncodedPrompt, document: EncodedDocument) -> FloatArray:
+    def _score_long(self, prompt: EncodedPrompt, document: EncodedDocument) -> list[tuple[IntArray, Download]]:
         """Grows the prefix by the document, scores its spans in several passes, and takes the document off again."""
         cache = self.prefix(prompt)
         before = cache.prefix_length
-        logits = np.empty((document.candidates.num_spans, len(prompt.symbol_token_ids)), np.float32)
         try:
             for start in range(0, len(document.chain_token_ids), self.token_budget):
                 self.model.encode_prefix(document.chain_token_ids[start : start + self.token_budget], cache)
-            for spans, paths in split_paths(document.candidates.paths, self.token_budget):
-                logits[spans] = self._score_forest(prompt, cache, [[]], [paths])[0]
+            return [
+                (spans, self._score_forest(prompt, cache, [[]], [paths]))
+                for spans, paths in split_paths(document.candidates.paths, self.token_budget)
+            ]
         finally:
             cache.crop(before - cache.prefix_length)
-        return logits
 
     def _score_forest(
         self,
@@ -153,12 +195,24 @@ class DocumentScorer:
         cache: DualBufferCache,
         chains: Sequence[Sequence[int] | IntArray],
         paths: Sequence[SpanPaths],
-    ) -> tuple[FloatArray, torch.Tensor]:
+    ) -> Download:
         forest = build_forest(
             chains, paths, first_position=cache.prefix_length, cue_token_ids=prompt.cue_token_ids.tolist()
         )
-        logits = self.model.score_forest(forest, prompt.symbol_token_ids, cache)
-        return logits.float().cpu().numpy(), forest.cu_spans
+        return Download(self.model.score_forest(forest, prompt.symbol_token_ids, cache))
+
+
+def weights_state(model: DecodNERForSpanClassification) -> tuple[Any, ...]:
+    """Changes when weights are changed or replaced, or adapters switched: prefixes encoded before are stale then."""
+    tensors = tuple((id(p), 0 if p.is_inference() else p._version) for p in model.parameters())
+    adapted = getattr(model.backbone, "_hf_peft_config_loaded", False)
+    layers = [module for module in model.modules() if hasattr(module, "base_layer")] if adapted else []
+    return tensors, tuple((tuple(layer.active_adapters), layer.disable_adapters) for layer in layers)
+
+
+def collect(runs: Sequence[ScoredRun]) -> list[FloatArray]:
+    """The label logits of all the runs' documents, once they have arrived."""
+    return [logits for run in runs for logits in run.logits()]
 
 
 def num_nodes(document: EncodedDocument) -> int:

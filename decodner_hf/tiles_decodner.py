@@ -69,7 +69,7 @@ def plan_tiles(
     shape: TileShape,
     device: torch.device,
 ) -> KernelTiles:
-    """Makes the block map and moves it to `device`, in one copy.
+    """Makes the block map and moves it to `device`.
 
     A key tile is met iff one of its nodes is an ancestor of a row's node, or the node itself; it is full iff every row
     sees every one of its nodes. What is met and not full is cut into partial tiles, of which those without an ancestor
@@ -180,9 +180,11 @@ def _extremes(values: IntArray, width: int, extreme: Callable[..., IntArray], ou
 
 
 def _to_device(arrays: list[IntArray], device: torch.device) -> list[torch.Tensor]:
-    """The arrays as int32 views of one tensor on `device`; the host does not wait for a GPU's copy."""
-    flat = torch.from_numpy(np.concatenate([array.ravel() for array in arrays]).astype(np.int32))
+    """The arrays as int32 on `device`, each in memory of its own, for which the host does not wait.
+
+    A compiled graph would depend on a shared tensor's size and on where in it an array starts.
+    """
+    tensors = [torch.from_numpy(array.astype(np.int32)) for array in arrays]
     if device.type == "cuda":
-        flat = flat.pin_memory()
-    pieces = flat.to(device, non_blocking=True).split([array.size for array in arrays])
-    return [piece.view(array.shape) for piece, array in zip(pieces, arrays, strict=True)]
+        tensors = [tensor.pin_memory() for tensor in tensors]
+    return [tensor.to(device, non_blocking=True) for tensor in tensors]

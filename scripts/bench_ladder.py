@@ -1,13 +1,15 @@
 """Times the ways to score all spans of one document, rung by rung, against the floor of the hardware.
 
 In: shapes of model and document by flags (presets: tiny, llama-1b, llama-8b); weights are random, nothing is
-downloaded. Out: a table with ratios to the floor and to the strongest baseline, differences to re-encoding, and a last
-line of JSON. Two floors: the FLOPs at the matrix product rate measured in the same run, and the decoder's own matrix
-products timed alone; both with the FLOPs of attention over the prefix at that rate.
+downloaded. Out: a table with ratios to the floor and to the strongest baseline, each rung's largest error against the
+same weights in higher precision, and a last line of JSON. Two floors: the FLOPs at the matrix product rate measured in
+the same run, and the decoder's own matrix products timed alone; both with the FLOPs of attention over the prefix at
+that rate.
 Rungs that would take long are run on a sample of their batches and scaled; the table says from how many spans.
 """
 
 import argparse
+import copy
 import json
 import platform
 import statistics
@@ -21,7 +23,7 @@ import numpy as np
 import torch
 import transformers
 from bench_forest import random_document
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from decodner_hf import DecodNERForSpanClassification, SpanPaths, attention_decodner, build_forest
 from decodner_hf.forest_decodner import rows_forest
@@ -39,6 +41,8 @@ MODELS = {
 DOCUMENTS = {"tiny": {"prefix": 128, "words": 60}, "llama-1b": {}, "llama-8b": {}}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LABELS = 5
+STREAMED = 10  # passes in a row
+ORACLE_ROWS = 64  # rows of a batch in higher precision
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ class Rows:
         """Batches of up to `size` rows, at most `most` of them spread evenly; trimmed to their longest row."""
         starts = list(range(0, len(self.lengths), size))
         if most is not None and len(starts) > most:
-            starts = [starts[index] for index in np.linspace(0, len(starts) - 1, most).astype(int)]
+            starts = [starts[index] for index in np.linspace(0, len(starts) - 1, most + 2)[1:-1].astype(int)]
         batches = []
         for start in starts:
             chosen = (self.end_row >= start) & (self.end_row < start + size)
@@ -101,7 +105,31 @@ class Rung:
     rows_tokens: int
     from_spans: int
     difference: float
+    error: float
     peak_bytes: int | None
+    stream_ms: float | None = None
+
+
+@dataclass(frozen=True)
+class Prefilled:
+    """A plain decoder and what its own cache holds of the prefix: per layer keys and values [1, Hkv, P, D]."""
+
+    native: PreTrainedModel
+    layers: list[tuple[torch.Tensor, torch.Tensor]]
+
+    @classmethod
+    def of(cls, native: PreTrainedModel, prefix: torch.Tensor) -> "Prefilled":
+        """Runs the prefix [P] once."""
+        filled = DynamicCache(config=native.config)
+        native(input_ids=prefix[None].to(native.device), past_key_values=filled, logits_to_keep=1)
+        return cls(native, [(layer.keys, layer.values) for layer in filled.layers])
+
+    def cache(self, rows: int) -> DynamicCache:
+        """The prefix repeated for a batch."""
+        cache = DynamicCache(config=self.native.config)
+        for index, (keys, values) in enumerate(self.layers):
+            cache.update(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1), index)
+        return cache
 
 
 class Ladder:
@@ -123,22 +151,34 @@ class Ladder:
         vocabulary = config.vocab_size
         self.paths = replace(paths, token_ids=paths.token_ids % (vocabulary - LABELS - 1))
         self.prefix = torch.from_numpy(generator.integers(1, vocabulary, options.prefix))
-        self.symbols = torch.arange(vocabulary - LABELS, vocabulary, device=self.device)
+        self.symbols = torch.arange(vocabulary - LABELS, vocabulary)
         self.num_spans = len(paths.span_path)
         self.rows, self.chains = Rows.of(self.paths, True), Rows.of(self.paths, False)
         began = time.perf_counter()
         self.forest = build_forest([[]], [self.paths], first_position=options.prefix)
         self.build_ms = 1e3 * (time.perf_counter() - began)
         self.cache = self.model.encode_prefix(self.prefix)
-        filled = DynamicCache(config=config)
-        self.native(input_ids=self.prefix[None].to(self.device), past_key_values=filled, logits_to_keep=1)
-        self.native_cache = [(layer.keys, layer.values) for layer in filled.layers]
+        self.prefilled = Prefilled.of(self.native, self.prefix)
         self.reference: dict[int, torch.Tensor] = {}
+        self.compile_s: float | None = None
+        self.exact = self.exact_logits()
 
-    def label_head(self, states: torch.Tensor, batch: Rows, shift: int = 0) -> torch.Tensor:
+    def exact_logits(self) -> dict[int, torch.Tensor]:
+        """Every span's label logits by the same weights in higher precision, through the decoder's own cache."""
+        higher = torch.float64 if self.options.dtype == "float32" else torch.float32
+        prefilled = Prefilled.of(copy.deepcopy(self.native).to(higher), self.prefix)
+        return {
+            span: row
+            for batch in self.chains.batches(ORACLE_ROWS, None)
+            for span, row in zip(batch.spans.tolist(), self.expanded(batch, False, prefilled).double(), strict=True)
+        }
+
+    def label_head(
+        self, states: torch.Tensor, batch: Rows, shift: int = 0, native: PreTrainedModel | None = None
+    ) -> torch.Tensor:
         """Label logits [S, L] at the span ends of a batch of hidden states."""
         ends = states[batch.end_row.to(self.device), batch.end_column.to(self.device) + shift]
-        return row_logits(self.native, ends, self.symbols)
+        return row_logits(native or self.native, ends, self.symbols)
 
     def re_encode(self, batch: Rows) -> torch.Tensor:
         """Prefix and span anew in every row."""
@@ -147,25 +187,26 @@ class Ladder:
         states = self.native.model(input_ids=ids, use_cache=False).last_hidden_state
         return self.label_head(states, batch, len(self.prefix))
 
-    def expanded(self, batch: Rows, full: bool) -> torch.Tensor:
+    def expanded(self, batch: Rows, full: bool, prefilled: Prefilled | None = None) -> torch.Tensor:
         """The prefix's cache copied into every row, as plain transformers asks for."""
-        ids = batch.token_ids.to(self.device)
-        cache = DynamicCache(config=self.native.config)
-        for index, (keys, values) in enumerate(self.native_cache):
-            shape = (len(ids), -1, -1, -1)
-            cache.update(keys.expand(shape), values.expand(shape), index)
+        prefilled = prefilled or self.prefilled
+        inputs = {
+            "input_ids": batch.token_ids.to(self.device),
+            "past_key_values": prefilled.cache(len(batch.token_ids)),
+        }
         if full:
-            logits = self.native(input_ids=ids, past_key_values=cache).logits
+            logits = prefilled.native(**inputs).logits
             ends = logits[batch.end_row.to(self.device), batch.end_column.to(self.device)]
-            return ends[:, self.symbols]
-        return self.label_head(self.native.model(input_ids=ids, past_key_values=cache).last_hidden_state, batch)
+            return ends[:, self.symbols.to(self.device)]
+        states = prefilled.native.model(**inputs).last_hidden_state
+        return self.label_head(states, batch, native=prefilled.native)
 
     def padded(self, batch: Rows, full: bool) -> torch.Tensor:
         """The original design: padded rows over the shared prefix, through this library."""
         if full:
             logits = self.model.forward_spans(batch.token_ids, None, self.cache)
             ends = logits[batch.end_row.to(self.device), batch.end_column.to(self.device)]
-            return ends[:, self.symbols]
+            return ends[:, self.symbols.to(self.device)]
         forest = rows_forest(batch.token_ids, self.options.prefix)
         nodes = batch.end_row * batch.token_ids.shape[1] + batch.end_column
         return self.model.score_forest(replace(forest, span_nodes=nodes), self.symbols, self.cache)
@@ -199,15 +240,14 @@ class Ladder:
         found = {span: row for spans, rows in results for span, row in zip(spans, rows, strict=True)}
         if not self.reference:
             self.reference = found
-        both = sorted(found.keys() & self.reference.keys())
-        apart = torch.stack([found[span] for span in both]) - torch.stack([self.reference[span] for span in both])
-        difference = float(apart.abs().max())  # NaN where any is
+        difference = _largest_difference(found, self.reference)
+        error = _largest_difference(found, self.exact)
         repeats = self.options.repeats if len(found) == self.num_spans else max(1, self.options.repeats // 3)
         host, device = self.clock(lambda: [score(batch) for batch in batches], repeats)
         scale = share / sum(len(batch.token_ids) for batch in batches)
         peak = torch.cuda.max_memory_allocated() if self.device.type == "cuda" else None
         tokens = round(scale * sum(batch.token_ids.numel() for batch in batches))
-        return Rung(name, scale * host, scale * device, tokens, len(found), difference, peak)
+        return Rung(name, scale * host, scale * device, tokens, len(found), difference, error, peak)
 
     def peak_rate(self) -> float:
         """FLOP/s of a large matrix product of random numbers."""
@@ -224,7 +264,7 @@ class Ladder:
             for width in widths
         }
         ends = nodes[self.native.config.hidden_size][: self.num_spans]
-        head = self.native.lm_head.weight[self.symbols]
+        head = self.native.lm_head.weight[self.symbols.to(self.device)]
 
         def run() -> None:
             for weight in linears:
@@ -273,20 +313,36 @@ class Ladder:
             self.measure("padded design, labels", untrimmed, lambda b: self.padded(b, False), spans),
         ]
         rungs[0].rows_tokens += spans * options.prefix
-        forest = self.measure_forest("forest", whole)
-        if self.device.type == "cuda" and attention_decodner.HAS_KERNEL:
-            with mock.patch.object(attention_decodner, "HAS_KERNEL", False):
-                rungs.append(self.measure_forest("forest, torch attention", whole))
-        return [*rungs, forest]
+        cuda = self.device.type == "cuda" and attention_decodner.HAS_KERNEL
+        if cuda:
+            with mock.patch.object(attention_decodner, "forest_attention_triton", attention_decodner.forest_attention):
+                rungs.append(self.measure_forest("forest, torch attention", whole, self.model))
+        rungs.append(self.measure_forest("forest", whole, self.model))
+        if cuda:
+            compiled = DecodNERForSpanClassification.from_backbone(self.native)
+            began = time.perf_counter()
+            compiled.compile_forest()
+            self.compile_s = time.perf_counter() - began
+            rungs.append(self.measure_forest("forest, compiled", whole, compiled))
+        return rungs
 
-    def measure_forest(self, name: str, whole: Rows) -> Rung:
-        """The forest, all spans in one pass."""
+    def measure_forest(self, name: str, whole: Rows, model: DecodNERForSpanClassification) -> Rung:
+        """The forest, all spans in one pass; alone, and as one of several that the host does not wait for."""
+        cache = model.encode_prefix(self.prefix)
 
         def score(_: Rows) -> torch.Tensor:
-            return self.model.score_forest(self.forest, self.symbols, self.cache)
+            return model.score_forest(self.forest, self.symbols, cache)
 
         rung = self.measure(name, [replace(whole, token_ids=torch.zeros(1, 1))], score, 1)
-        return replace(rung, rows_tokens=self.forest.num_nodes)
+        stream = self.clock(lambda: [score(whole) for _ in range(STREAMED)], max(1, self.options.repeats // 3))
+        return replace(rung, rows_tokens=self.forest.num_nodes, stream_ms=stream[0] / STREAMED)
+
+
+def _largest_difference(found: dict[int, torch.Tensor], expected: dict[int, torch.Tensor]) -> float:
+    """The largest absolute difference of label logits over the spans that both hold; NaN where any is."""
+    both = sorted(found.keys() & expected.keys())
+    apart = torch.stack([found[span] for span in both]) - torch.stack([expected[span] for span in both])
+    return float(apart.abs().max())
 
 
 def show(ladder: Ladder, rungs: list[Rung], floors: dict[str, float]) -> None:
@@ -309,20 +365,31 @@ def show(ladder: Ladder, rungs: list[Rung], floors: dict[str, float]) -> None:
         f"{floors['peak_tflops']:.3g} TFLOP/s; strongest baseline {baseline:.2f} ms"
     )
     largest = max(float(row.abs().max()) for row in ladder.reference.values())
-    print(f"difference: largest absolute one of label logits to re-encoding; largest |logit| {largest:.3g}")
     print(
-        f"{'':38s}{'host ms':>10s}{'device ms':>11s}{'x floor':>9s}{'speed-up':>9s}{'tokens':>8s}{'diff.':>9s}  peak"
+        f"error: largest of label logits against the same weights in higher precision; largest |logit| {largest:.3g}; "
+        f"streamed: {STREAMED} passes in a row"
+    )
+    if ladder.compile_s is not None:
+        print(f"compiled once, in {ladder.compile_s:.1f} s")
+    print(
+        f"{'':38s}{'host ms':>10s}{'device ms':>11s}{'x floor':>9s}{'streamed':>9s}{'x floor':>9s}{'speed-up':>9s}"
+        f"{'tokens':>9s}{'error':>9s}  peak"
     )
     for rung in rungs:
         note = "" if rung.from_spans == ladder.num_spans else f"  extrapolated from {rung.from_spans} spans"
         peak = "" if rung.peak_bytes is None else f"{rung.peak_bytes / 2**30:.2f} GiB"
+        streamed = f"{'':18s}"
+        if rung.stream_ms is not None:
+            streamed = f"{rung.stream_ms:9.2f}{rung.stream_ms / floors['floor_ms']:9.2f}"
+        alone = f"{rung.host_ms:10.2f}{rung.device_ms:11.2f}{rung.host_ms / floors['floor_ms']:9.2f}"
         print(
-            f"{rung.name:38s}{rung.host_ms:10.2f}{rung.device_ms:11.2f}{rung.host_ms / floors['floor_ms']:9.2f}"
-            f"{baseline / rung.host_ms:9.2f}{rung.rows_tokens:8d}{rung.difference:9.1e}  {peak}{note}"
+            f"{rung.name:38s}{alone}{streamed}{baseline / rung.host_ms:9.2f}{rung.rows_tokens:9d}"
+            f"{rung.error:9.1e}  {peak}{note}"
         )
     figures = vars(options) | floors | {"device_name": device, "torch": torch.__version__, "baseline_ms": baseline}
     figures |= {"transformers": transformers.__version__, "python": platform.python_version()}
     figures |= {"spans": ladder.num_spans, "nodes": ladder.forest.num_nodes, "build_ms": ladder.build_ms}
+    figures |= {"compile_s": ladder.compile_s, "date": time.strftime("%Y-%m-%d")}
     print(json.dumps(figures | {"largest_logit": largest, "rungs": [asdict(rung) for rung in rungs]}))
 
 

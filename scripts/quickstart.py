@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, pipeline, set_seed
 from transformers.utils import logging
@@ -94,6 +95,7 @@ def main() -> int:
         return 1
     logging.set_verbosity_error()
     set_seed(0)
+    torch.set_num_threads(1)  # the toy is too small to share among cores
     draw = random.Random(0)
     with TemporaryDirectory() as folder:
         work = Path(folder)

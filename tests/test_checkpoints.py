@@ -4,6 +4,7 @@ import pytest
 import torch
 from architectures import tiny_config, tiny_model
 from peft import LoraConfig
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForTokenClassification
 
 from decodner_hf import DecodNERConfig, DecodNERForSpanClassification, SpanPaths, UniversalDecoder, build_forest
@@ -158,3 +159,44 @@ def test_a_directory_without_a_decoder_is_refused(tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(ValueError, match="does not name its base model"):
         DecodNERForSpanClassification.from_pretrained(tmp_path)
+
+
+def test_attributes_that_others_set_do_not_prevent_saving(own_directory, tmp_path):
+    own_directory, _ = own_directory
+    model = DecodNERForSpanClassification.from_pretrained(own_directory)
+    model.config.use_cache = False
+    model.config.somebodys_note = 1
+    model.save_pretrained(tmp_path / "again")
+    again = DecodNERForSpanClassification.from_pretrained(tmp_path / "again")
+    torch.testing.assert_close(scores(again), scores(model), **CLOSE)
+    changed = DecodNERForSpanClassification.from_pretrained(own_directory, config=model.config, threshold=0.4)
+    assert changed.config.threshold == 0.4
+
+
+def test_auto_classes_load_an_adapter_without_a_configuration_of_its_own(adapted):
+    path, _, after = adapted
+    DecodNERForSpanClassification.from_pretrained(path / "plain").save_pretrained(path / "own")
+    (path / "adapter" / "config.json").unlink()
+    values = json.loads((path / "adapter" / "adapter_config.json").read_text())
+    values["base_model_name_or_path"] = str(path / "own")
+    (path / "adapter" / "adapter_config.json").write_text(json.dumps(values))
+    torch.testing.assert_close(scores(AutoModel.from_pretrained(path / "adapter")), after, **CLOSE)
+
+
+def test_an_adapter_of_something_else_is_an_error(adapted):
+    path, _, _ = adapted
+    weights = load_file(path / "adapter" / "adapter_model.safetensors")
+    wrong = {
+        name.replace("base_model.model.", "base_model.model.backbone."): tensor for name, tensor in weights.items()
+    }
+    save_file(wrong, path / "adapter" / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match="does not fit this decoder"):
+        DecodNERForSpanClassification.from_pretrained(path / "adapter")
+
+
+def test_embeddings_may_lie_on_disk_and_the_guard_still_runs(own_directory, tmp_path):
+    own_directory, expected = own_directory
+    offloaded = DecodNERForSpanClassification.from_pretrained(
+        own_directory, device_map={"": "disk"}, offload_folder=tmp_path / "offload"
+    )
+    torch.testing.assert_close(scores(offloaded), expected, **CLOSE)

@@ -1,4 +1,6 @@
 import copy
+import dataclasses
+import pickle
 
 import pytest
 import torch
@@ -284,7 +286,7 @@ BAD_CALLS = {
     "token outside": (lambda m, _c: m.encode_prefix([64]), "token ids run from 64 to 64, .* 0 .. 63"),
     "positions of another prefix": (
         lambda m, c: m.score_forest(span_forest(5), SYMBOLS, c),
-        "start at 5, but the prefix has 9 tokens",
+        "run from 5 to 7, but the prefix has 9 tokens",
     ),
     "shared symbol": (lambda m, c: m.score_forest(span_forest(9), [3, 3], c), r"\[3, 3\] are not distinct"),
     "symbol outside": (
@@ -352,3 +354,86 @@ def test_packs_made_side_by_side_score_as_one():
     together = model(**packed(concatenate_forests([one, other]), symbol_token_ids=SYMBOLS)).logits
     parts = [model.score_forest(forest, SYMBOLS) for forest in (one, other)]
     torch.testing.assert_close(together, torch.cat(parts), **CLOSE)
+
+
+# ---------------------------------------------------------------- what must not pass silently
+
+
+def test_positions_that_are_not_depths_are_refused():
+    _, model = wrapped()
+    cache = model.encode_prefix(PREFIX)
+    forest = build_forest([[14, 15, 16]], [SpanPaths.from_lists([[3]])], first_position=len(PREFIX))
+    flat = dataclasses.replace(forest, position_ids=torch.full_like(forest.position_ids, len(PREFIX)))
+    with pytest.raises(ValueError, match="its depth in the forest"):
+        model.score_forest(flat, SYMBOLS, cache)
+
+
+@pytest.mark.parametrize("node", [-1, 4])
+def test_span_nodes_outside_the_forest_are_refused(node):
+    _, model = wrapped()
+    forest = build_forest([[14, 15, 16]], [SpanPaths.from_lists([[3]])])
+    with pytest.raises(ValueError, match=r"0 \.\. 3"):
+        model.score_forest(dataclasses.replace(forest, span_nodes=torch.tensor([node])), SYMBOLS)
+
+
+def test_another_attention_implementation_is_refused():
+    _, model = wrapped()
+    model.set_attn_implementation("sdpa")
+    with pytest.raises(ValueError, match="'sdpa'"):
+        model.encode_prefix(PREFIX)
+
+
+def test_a_padded_symbol_is_minus_infinity_for_a_single_prompt_too():
+    _, model = wrapped()
+    logits = model(**packed(documents_forest(), symbol_token_ids=torch.tensor([[3, 4, -1]]))).logits
+    assert (logits[:, 2] == float("-inf")).all()
+    assert logits[:, :2].isfinite().all()
+
+
+def test_a_prefix_does_not_grow_over_a_suffix():
+    _, model = wrapped()
+    cache = model.encode_prefix(PREFIX)
+    model(input_ids=torch.tensor([[3, 4]]), past_key_values=cache, use_cache=True)
+    with pytest.raises(ValueError, match="2 suffix tokens"):
+        model.encode_prefix([5, 6], cache)
+
+
+def test_a_prefix_is_no_past_for_models_that_cache_something_else():
+    _, model = wrapped("diffllama")
+    cache = model.encode_prefix(PREFIX)
+    with pytest.raises(ValueError, match="other keys and values"):
+        model(input_ids=torch.tensor([[3, 4]]), past_key_values=cache, use_cache=True)
+
+
+def test_copies_and_pickles_of_a_cache_score_alike():
+    _, model = wrapped()
+    cache, forest = model.encode_prefix(PREFIX), span_forest(len(PREFIX))
+    expected = model.score_forest(forest, SYMBOLS, cache)
+    copied, unpickled = copy.deepcopy(cache), pickle.loads(pickle.dumps(cache))
+    cache.reset()
+    torch.testing.assert_close(model.score_forest(forest, SYMBOLS, copied), expected)
+    torch.testing.assert_close(model.score_forest(forest, SYMBOLS, unpickled), expected)
+    with pytest.raises(ValueError, match="another model"):
+        wrapped()[1].score_forest(forest, SYMBOLS, copied)
+
+
+def test_a_training_model_keeps_the_row_head():
+    native = tiny_model(tiny_config("gpt2")).train()
+    model = DecodNERForSpanClassification.from_backbone(native)
+    assert model.row_head
+    assert model.training
+
+
+@pytest.mark.parametrize("what", ["ours", "base", "nothing"])
+def test_only_native_models_with_a_head_are_wrapped(what):
+    native, model = wrapped()
+    with pytest.raises(ValueError, match=r"language head|[Dd]ecod(NER|ner)"):
+        DecodNERForSpanClassification.from_backbone({"ours": model, "base": native.model, "nothing": None}[what])
+
+
+@pytest.mark.parametrize("model_type", ["gpt_bigcode", "deepseek_v3", "llama", "gpt2"])
+def test_the_configuration_gives_a_caches_sizes(model_type):
+    _, model = wrapped(model_type)
+    config = model.config
+    cache = DualBufferCache(config.num_layers, config.num_kv_heads, config.head_dim)
+    assert model.encode_prefix(PREFIX, cache).prefix_length == len(PREFIX)

@@ -1,6 +1,7 @@
 import copy
 import json
 import logging
+from concurrent.futures import ThreadPoolExecutor
 
 import datasets
 import numpy as np
@@ -236,7 +237,7 @@ def test_a_stream_reads_only_a_little_ahead(pipe):
 
     stream = iter(pipe(documents()))
     next(stream)
-    assert len(read) <= 512
+    assert len(read) <= 3 * 256  # scored, launched and encoded
     stream.close()
 
 
@@ -426,3 +427,25 @@ def test_batch_size_changes_nothing_and_says_so(pipe, caplog):
     with caplog.at_level(logging.WARNING):
         assert pipe([TEXT], batch_size=4) == pipe([TEXT])
     assert "token_budget" in caplog.text
+
+
+def test_threads_may_share_a_pipeline(pipe):
+    long = [f"Steve Jobs met Tim Cook at Apple in {place}. " * 6 for place in ("Cupertino", "東京", "Lima")]
+    small = tiny_pipeline(candidate_labels=LABELS, token_budget=64)
+    expected = [pipe(text, **EVERYTHING) for text in long]
+    with ThreadPoolExecutor(3) as threads:
+        found = list(threads.map(lambda text: small(text, **EVERYTHING), long * 3))
+    for one, other in zip(expected * 3, found, strict=True):
+        assert_same(one, other)
+
+
+def test_kept_prefixes_are_forgotten_when_weights_change():
+    native = tiny_native()
+    pipe = tiny_pipeline(model=native, candidate_labels=LABELS)
+    before = pipe(TEXT, **EVERYTHING)
+    with torch.no_grad():
+        for parameter in pipe.model.parameters():
+            parameter.mul_(1.1)
+    after = pipe(TEXT, **EVERYTHING)
+    assert_same(after, tiny_pipeline(model=native, candidate_labels=LABELS)(TEXT, **EVERYTHING))
+    assert before[0]["score"] != pytest.approx(after[0]["score"], abs=1e-4)

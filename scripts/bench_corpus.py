@@ -1,0 +1,328 @@
+"""Times the pipeline from raw text to entities over a synthetic corpus, against the floor of the hardware.
+
+In: the shape of a model (random weights, a tokenizer trained here, nothing is downloaded), numbers and lengths of
+documents. Out: documents and nodes a second; the share of the wall time that the floor (the decoder's matrix products
+alone, and the prefix attention at the measured rate) would take; the host's share, by which the wall time exceeds
+scoring the same documents already encoded and without decoding; peak memory beside what it is made of, for one and
+several corpus sizes; the exponent of cost in words x width; and the same as JSON in the last line.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from decodner_hf import DecodNERPipeline
+from decodner_hf.pipeline_decodner import EntityStream, Prepared
+from decodner_hf.scoring_decodner import collect
+
+# model type, hidden, intermediate, layers, heads, key/value heads, head size
+MODELS = {
+    "tiny": ("llama", 64, 128, 2, 4, 2, 16),
+    "qwen-0.5b": ("qwen2", 896, 4864, 24, 14, 2, 64),
+    "llama-1b": ("llama", 2048, 8192, 16, 32, 8, 64),
+}
+VOCABULARIES = {"tiny": 4096, "qwen-0.5b": 151936, "llama-1b": 128256}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+LABELS = ("person", "organization", "location", "miscellaneous")
+SYLLABLES = ("ka", "lo", "mi", "ren", "to", "sa", "vel", "ur", "den", "bri", "o", "stan", "ne", "qui", "ga", "pro")
+EXPONENT_WORDS = {"tiny": (25, 50), "qwen-0.5b": (175, 350, 700, 1400), "llama-1b": (175, 350, 700, 1400)}
+EXPONENT_WIDTHS = (4, 8, 12)
+
+
+@dataclass
+class Corpus:
+    """One line of the table; seconds are of the host's clock."""
+
+    name: str
+    documents: int
+    words: int
+    spans: int
+    nodes: int
+    seconds: float
+    scoring_seconds: float
+    encoding_seconds: float
+    decoding_seconds: float
+    floor_seconds: float
+    peak_bytes: int | None
+    weight_bytes: int
+    prefix_bytes: int
+    activation_bytes: int
+
+    @property
+    def host_share(self) -> float:
+        """Part of the wall time that is not scoring."""
+        return max(0.0, 1 - self.scoring_seconds / self.seconds)
+
+
+def word_list(generator: np.random.Generator, count: int) -> list[str]:
+    """Pronounceable words of one to four syllables, a fifth of them with a capital."""
+    words = []
+    for _ in range(count):
+        word = "".join(generator.choice(SYLLABLES, generator.integers(1, 5)))
+        words.append(word.capitalize() if generator.random() < 0.2 else word)
+    return words
+
+
+def texts(generator: np.random.Generator, vocabulary: list[str], documents: int, words: int) -> list[str]:
+    """Documents of about `words` words, frequent words more often."""
+    lengths = np.maximum(2, generator.poisson(words, documents))
+    picked = (generator.zipf(1.2, int(lengths.sum())) - 1) % len(vocabulary)
+    bounds = np.cumsum(lengths)[:-1]
+    return [" ".join(vocabulary[index] for index in piece) + "." for piece in np.split(picked, bounds)]
+
+
+def train_tokenizer(vocabulary: list[str]) -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer that needs about 1.4 tokens a word of these."""
+    tokenizer = Tokenizer(models.BPE())
+    split = pre_tokenizers.Split(Regex(r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s+"), "isolated")
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=2400, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator([" ".join(vocabulary), "Text: Span: Entity types: Classify"], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="!", pad_token="!")
+
+
+def make_pipeline(options: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) -> DecodNERPipeline:
+    """A random model of the preset's shape behind the library's pipeline."""
+    kind, hidden, intermediate, layers, heads, kv_heads, head_size = MODELS[options.preset]
+    config = AutoConfig.for_model(
+        kind,
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=head_size,
+        vocab_size=VOCABULARIES[options.preset],
+        max_position_embeddings=32768,
+        tie_word_embeddings=True,
+    )
+    torch.manual_seed(0)
+    with torch.device(options.device):
+        native = AutoModelForCausalLM.from_config(config, dtype=DTYPES[options.dtype]).eval()
+    return DecodNERPipeline(
+        model=native,
+        tokenizer=tokenizer,
+        device=options.device,
+        token_budget=options.token_budget,
+        compile=options.compile,
+        candidate_labels=list(LABELS),
+        threshold=0.3,
+    )
+
+
+class Bench:
+    """The pipeline and what its passes are measured with."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        """Makes words, tokenizer and model."""
+        self.options, self.device = options, torch.device(options.device)
+        self.generator = np.random.default_rng(0)
+        self.words = word_list(self.generator, 3000)
+        began = time.perf_counter()
+        self.pipe = make_pipeline(options, train_tokenizer(self.words))
+        self.setup_seconds = time.perf_counter() - began
+        self.backbone = self.pipe.model.backbone
+        self.linears = [
+            module.weight for module in self.backbone.model.modules() if isinstance(module, torch.nn.Linear)
+        ]
+        self.rate = self._rate()
+        self.seconds_a_node = self._products(self.pipe.scorer.token_budget)
+
+    def wait(self) -> None:
+        """Until the device has done everything."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def clock(self, run: Callable[[], Any], repeats: int, warm: bool = True) -> float:
+        """Median seconds, after one warm-up if `warm`."""
+        seconds = []
+        if warm:
+            run()
+        for _ in range(repeats):
+            self.wait()
+            began = time.perf_counter()
+            run()
+            self.wait()
+            seconds.append(time.perf_counter() - began)
+        return statistics.median(seconds)
+
+    def _rate(self) -> float:
+        """FLOP/s of a large matrix product."""
+        size = 8192 if self.device.type == "cuda" else 512
+        one, other = (torch.randn(size, size, device=self.device).to(self.backbone.dtype) for _ in range(2))
+        return 2 * size**3 / self.clock(lambda: one @ other, 5)
+
+    @torch.no_grad()
+    def _products(self, nodes: int) -> float:
+        """Seconds a node of the decoder's matrix products alone, in passes of `nodes`."""
+        widths = {weight.shape[1] for weight in self.linears}
+        states = {width: torch.randn(nodes, width, device=self.device).to(self.backbone.dtype) for width in widths}
+
+        def run() -> None:
+            for weight in self.linears:
+                torch.nn.functional.linear(states[weight.shape[1]], weight)
+
+        return self.clock(run, 3) / nodes
+
+    def stream(self) -> EntityStream:
+        """An empty stream, whose stages are timed one by one."""
+        return EntityStream(self.pipe, [], self.pipe._settings({}))
+
+    def runs(self, documents: list[str]) -> Iterator[list[Prepared]]:
+        """The documents encoded, in the groups that share a pass."""
+        stream, source = self.stream(), iter(documents)
+        while group := stream._next_group(source):
+            yield from stream._runs(group)
+
+    def measure(self, name: str, documents: list[str]) -> Corpus:
+        """Times the whole, then its stages alone."""
+        list(self.pipe(iter(documents[: max(2, len(documents) // 8)])))
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        counted = self._count_nodes()
+        seconds = self.clock(lambda: [None for _ in self.pipe(iter(documents))], self.options.repeats, False)
+        nodes = counted() // self.options.repeats
+        peak = torch.cuda.max_memory_allocated() if self.device.type == "cuda" else None
+        began = time.perf_counter()
+        runs = list(self.runs(documents))
+        encoding = time.perf_counter() - began
+        scoring = self.clock(lambda: [collect(part) for part in [self._launch(run) for run in runs]], 1, False)
+        settings = self.pipe._settings({})
+        scored = [(run, self.pipe.collect(run, self.pipe.launch(run))) for run in runs]
+        began = time.perf_counter()
+        for run, logits in scored:
+            self.pipe.postprocess((run, logits), settings)
+        decoding = time.perf_counter() - began
+        prefix = len(self.pipe._encoded_prompts(tuple((label, None) for label in LABELS))[0].prefix_token_ids)
+        spans = sum(window.candidates.num_spans for run in runs for item in run for window in item.windows)
+        config = self.backbone.config
+        itemsize = self.backbone.dtype.itemsize
+        heads = config.num_attention_heads * config.head_dim * config.num_hidden_layers
+        floor = nodes * (self.seconds_a_node + 4 * heads * prefix / self.rate)
+        kept = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * itemsize
+        buffers = {id(cache): cache for cache in self.pipe.scorer._prefixes.values()}
+        held = sum(buffer.keys.shape[2] for cache in buffers.values() for buffer in [cache.layers[0].calls[0]])
+        largest = min(self.pipe.scorer.token_budget, nodes)
+        # what an MLP holds at once: states before and after, both inner products and what is made of them
+        activations = largest * itemsize * (3 * config.hidden_size + 3 * config.intermediate_size)
+        weights = sum(parameter.numel() * itemsize for parameter in self.backbone.parameters())
+        words = sum(text.count(" ") + 1 for text in documents)
+        stages = (seconds, scoring, encoding, decoding, floor)
+        return Corpus(name, len(documents), words, spans, nodes, *stages, peak, weights, kept * held, activations)
+
+    def _launch(self, run: list[Prepared]) -> list[Any]:
+        return [part for runs in self.pipe.launch(run) for part in runs]
+
+    def _count_nodes(self) -> Callable[[], int]:
+        """From now on counts the nodes of all passes, prefixes included."""
+        model, counts = self.pipe.model, [0]
+        plan = type(model)._plan
+
+        def counting(position_ids: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            counts[0] += position_ids.numel()
+            return plan(model, position_ids, *args, **kwargs)
+
+        model._plan = counting
+
+        def stop() -> int:
+            del model._plan
+            return counts[0]
+
+        return stop
+
+    def exponent(self) -> dict[str, Any]:
+        """Seconds of one document over words x width, and the slope of their logarithms."""
+        points = []
+        for words in EXPONENT_WORDS[self.options.preset]:
+            document = texts(self.generator, self.words, 1, words)[0]
+            for width in EXPONENT_WIDTHS:
+                seconds = self.clock(lambda d=document, w=width: self.pipe([d] * 4, max_span_words=w), 2) / 4
+                points.append({"words": words, "width": width, "seconds": seconds})
+        work = np.log([point["words"] * point["width"] for point in points])
+        slope = np.polyfit(work, np.log([point["seconds"] for point in points]), 1)[0]
+        return {"exponent": float(slope), "points": points}
+
+
+def show(bench: Bench, corpora: list[Corpus], cost: dict[str, Any]) -> None:
+    """Prints the configuration, the table, and the JSON line."""
+    options = bench.options
+    device = torch.cuda.get_device_name() if bench.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    print(
+        f"{options.preset}, {options.dtype}, random weights, {'compiled' if options.compile else 'not compiled'}; "
+        f"{device}; torch {torch.__version__}, transformers {transformers.__version__}; "
+        f"{bench.pipe.scorer.token_budget} nodes a pass, {bench.rate / 1e12:.3g} TFLOP/s"
+    )
+    print(
+        f"{'':26s}{'documents':>10s}{'spans':>10s}{'nodes':>10s}{'seconds':>9s}{'docs/s':>9s}{'k nodes/s':>10s}"
+        f"{'of floor':>9s}{'host':>7s}{'encode s':>9s}{'decode s':>9s}  peak (weights + prefix + activations)"
+    )
+    for line in corpora:
+        parts = " + ".join(
+            f"{part / 2**30:.2f}" for part in (line.weight_bytes, line.prefix_bytes, line.activation_bytes)
+        )
+        peak = "" if line.peak_bytes is None else f"{line.peak_bytes / 2**30:.2f} GiB ({parts})"
+        print(
+            f"{line.name:26s}{line.documents:10d}{line.spans:10d}{line.nodes:10d}{line.seconds:9.2f}"
+            f"{line.documents / line.seconds:9.1f}{line.nodes / line.seconds / 1e3:10.1f}"
+            f"{line.floor_seconds / line.seconds:9.0%}{line.host_share:7.0%}"
+            f"{line.encoding_seconds:9.2f}{line.decoding_seconds:9.2f}  {peak}"
+        )
+    print(f"cost of a document grows with (words x width) ** {cost['exponent']:.2f}")
+    figures = vars(options) | {"device_name": device, "torch": torch.__version__, "python": platform.python_version()}
+    figures |= {
+        "transformers": transformers.__version__,
+        "tflops": bench.rate / 1e12,
+        "date": time.strftime("%Y-%m-%d"),
+    }
+    figures |= {"token_budget": bench.pipe.scorer.token_budget, "setup_seconds": bench.setup_seconds} | cost
+    lines = [asdict(line) | {"host_share": line.host_share} for line in corpora]
+    print(json.dumps(figures | {"corpora": lines}))
+
+
+def main() -> None:
+    """Parses the flags, measures and prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--preset", choices=MODELS, default="tiny")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=DTYPES, help="bfloat16 on a GPU, float32 elsewhere if left out")
+    parser.add_argument("--sentences", type=int, help="short documents; 3453, tiny: 64")
+    parser.add_argument("--sentence-words", type=int, default=13)
+    parser.add_argument("--long-documents", type=int, help="long documents; 48, tiny: 4")
+    parser.add_argument("--long-words", type=int, help="1400, tiny: 120")
+    parser.add_argument("--token-budget", type=int, help="nodes a pass; the library's default if left out")
+    parser.add_argument("--compile", action="store_true", help="compile the layers first")
+    parser.add_argument("--repeats", type=int, default=1)
+    options = parser.parse_args()
+    tiny = options.preset == "tiny"
+    options.sentences = options.sentences or (64 if tiny else 3453)
+    options.long_documents = options.long_documents or (4 if tiny else 48)
+    options.long_words = options.long_words or (120 if tiny else 1400)
+    options.dtype = options.dtype or ("bfloat16" if options.device.startswith("cuda") else "float32")
+    bench = Bench(options)
+    sentences = texts(bench.generator, bench.words, options.sentences, options.sentence_words)
+    long = texts(bench.generator, bench.words, options.long_documents, options.long_words)
+    corpora = [
+        bench.measure("sentences, a quarter", sentences[: len(sentences) // 4]),
+        bench.measure("sentences", sentences),
+        bench.measure("long documents, half", long[: max(1, len(long) // 2)]),
+        bench.measure("long documents", long),
+    ]
+    show(bench, corpora, bench.exponent())
+
+
+if __name__ == "__main__":
+    main()
