@@ -6,15 +6,19 @@ an interruption leaves is whole lines and at most one torn one, which is dropped
 Knows nothing of the command line, nor of how the pipeline works.
 """
 
+import errno
 import json
+import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import IO, Any
 
 from .corpus_files import Annotated, Record, check_files, read_records, write_annotated
 
@@ -22,6 +26,7 @@ Entities = list[dict[str, Any]]
 Pipe = Callable[[Any], Any]  # a text -> its entities; an iterator of texts -> an iterator of entities, in order
 SECONDS_BETWEEN_FLUSHES = 1.0
 WARNINGS_SHOWN = 10
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)  # file systems of networks
 
 
 @dataclass(frozen=True)
@@ -60,8 +65,45 @@ class Job:
         return json.dumps(described | {"text column": self.text_column} | self.settings)
 
 
+@contextmanager
+def exclusive(job: Job) -> Iterator[None]:
+    """Keeps other runs from the job's output and journal; where the system has no such locks, does nothing.
+
+    Raises:
+        ValueError: wrong paths.
+        OSError: files that are missing, or a run on the same output.
+    """
+    check_files(job.source, job.target)
+    if sys.platform == "win32":
+        yield
+        return
+    path = job.target.with_name(job.target.name + ".lock")
+    with path.open("a") as file:
+        if not _locked(file, path):
+            raise BlockingIOError(f"another run is writing {job.target}: wait for its end, or name another output.")
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _locked(file: IO[str], path: Path) -> bool:
+    if sys.platform != "win32":
+        import fcntl
+
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+    # The run that held it may have removed it in the meantime: then what is locked is no longer the file others see.
+    return path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
+
+
 def prepare(job: Job, resume: bool, overwrite: bool, warn: Callable[[str], None]) -> tuple[int, int]:
-    """Checks a job before any model is loaded and settles what an earlier run left behind.
+    """Checks a job before any model is loaded and settles what an earlier run left behind; runs within `exclusive`.
 
     Args:
         job: the job.
@@ -73,10 +115,9 @@ def prepare(job: Job, resume: bool, overwrite: bool, warn: Callable[[str], None]
         Number of documents to annotate, and how many of them the journal holds.
 
     Raises:
-        ValueError: wrong paths, broken records (unless skipped), a journal of another job.
+        ValueError: broken records (unless skipped), a journal of another job.
         OSError: files that are missing, cannot be read, or would be replaced.
     """
-    check_files(job.source, job.target)
     if job.target.exists() and not overwrite:
         raise FileExistsError(f"{job.target} exists: replace it with --overwrite, or name another output.")
     total = _count(job, warn)
@@ -121,7 +162,7 @@ def annotate(job: Job, pipe: Pipe, done: int, advance: Callable[[], object], war
                 journal.flush()
                 flushed = monotonic()
             advance()
-    write_annotated(job.target, lambda: _annotated(job), job.entities_column)
+    write_annotated(job.target, lambda: _annotated(job), job.entities_column, job.source, warn)
     job.journal.unlink()
 
 
@@ -188,7 +229,12 @@ def _annotated(job: Job) -> Iterator[Annotated]:
     with job.journal.open(encoding="utf-8") as journal:
         next(journal)
         for record, line in zip(job.records(), journal, strict=True):
-            entities = json.loads(line)[1]
+            place, entities = json.loads(line)
+            if place != record.place:
+                raise ValueError(
+                    f"{job.journal} holds the result of {place} where that of {record.place} should be: "
+                    "start anew with --overwrite."
+                )
             if entities is not None:
                 yield Annotated(record, entities)
 

@@ -17,11 +17,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from .annotate import Job, Pipe, annotate, prepare, stream
+from .annotate import Job, Pipe, annotate, exclusive, prepare, stream
 from .corpus_files import Record, decoded_lines
 from .rendering import html_page, printable, table
 from .training_arguments import add_train_arguments
 
+EXPECTED = (ValueError, OSError, RuntimeError, ImportError)  # errors whose message says enough
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 COMMANDS = ("tag", "annotate", "train")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
@@ -77,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output, `head` for instance, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
-    except (ValueError, OSError, RuntimeError, ImportError) as error:
+    except EXPECTED as error:
         _say(f"error: {error}")
         return FAILED
 
@@ -157,6 +158,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     if options.run is _annotate and options.out.suffix.lower() == ".conll":
         if options.overlap not in (None, "flat"):
             fail(f"argument --overlap: a conll file has one tag a word and cannot hold --overlap {options.overlap}")
+        broken = [name for name in options.labels or () if not name.isprintable()]
+        if broken:
+            fail(f"argument --labels: {broken[0]!r} holds a tab, a line end or the like, which a conll file cannot")
         options.overlap = "flat"
     return options
 
@@ -196,6 +200,7 @@ def load_pipeline(options: argparse.Namespace) -> Pipe:
     Raises:
         ValueError: options the pipeline refuses.
         OSError: a model that cannot be found.
+        RuntimeError: a model whose files are broken.
     """
     if options.model.startswith((".", "/", "~")) and not Path(options.model).exists():
         raise FileNotFoundError(f"there is no folder {options.model}.")
@@ -213,14 +218,20 @@ def load_pipeline(options: argparse.Namespace) -> Pipe:
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
     # The class is named because a folder with custom code asks for trust_remote_code otherwise.
-    pipe = pipeline(
-        "decodner-ner",
-        model=options.model,
-        device=options.device,
-        dtype=options.dtype,
-        pipeline_class=DecodNERPipeline,
-        **{name: value for name, value in chosen.items() if value is not None},
-    )
+    try:
+        pipe = pipeline(
+            "decodner-ner",
+            model=options.model,
+            device=options.device,
+            dtype=options.dtype,
+            pipeline_class=DecodNERPipeline,
+            **{name: value for name, value in chosen.items() if value is not None},
+        )
+    except EXPECTED:
+        raise
+    except Exception as error:  # what broken files raise in the libraries that read them: KeyError, SafetensorError
+        problem = " ".join(str(error).split())
+        raise RuntimeError(f"cannot load {options.model}: {type(error).__name__}: {problem}") from error
     if options.labels is None and not pipe.model.config.entity_labels:
         raise ValueError(f"{options.model} has no labels of its own: name some with --labels.")
     loaded: Pipe = pipe
@@ -242,7 +253,10 @@ def _tag(options: argparse.Namespace) -> int:
     if first is None:
         _say("standard input was empty. (Texts go before --labels, or behind a --.)")
         return OK
-    results = _results(load_pipeline(options), chain([first], records))
+    typed = not options.texts and sys.stdin.isatty()  # each line is answered before the next is read
+    pipe = load_pipeline(options)
+    groups = ([record] for record in chain([first], records)) if typed else [chain([first], records)]
+    results = (result for group in groups for result in _results(pipe, iter(group)))
     if options.format == "table":
         for number, (record, entities) in enumerate(results):
             if len(options.texts) != 1:
@@ -292,14 +306,15 @@ def _annotate(options: argparse.Namespace) -> int:
         skip_errors=options.on_error == "skip",
         settings={name.replace("_", " "): getattr(options, name) for name in names},
     )
-    total, done = prepare(job, options.resume, options.overwrite, _warn)
-    pipe = load_pipeline(options)
-    try:
-        with tqdm(total=total, initial=done, unit="doc", disable=None) as progress:
-            annotate(job, pipe, done, progress.update, _warn)
-    finally:
-        if job.journal.exists():
-            _say(f"what was done is kept in {job.journal}: the same command with --resume goes on.")
+    with exclusive(job):
+        total, done = prepare(job, options.resume, options.overwrite, _warn)
+        pipe = load_pipeline(options)
+        try:
+            with tqdm(total=total, initial=done, unit="doc", disable=None) as progress:
+                annotate(job, pipe, done, progress.update, _warn)
+        finally:
+            if job.journal.exists():
+                _say(f"what was done is kept in {job.journal}: the same command with --resume goes on.")
     _say(f"{total} documents read, results in {options.out}.")
     return OK
 

@@ -9,15 +9,18 @@ import codecs
 import csv
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from .rendering import conll_block, html_page
+from .rendering import conll_block, html_page, json_lines
 
 ROWS_PER_BATCH = 1000
+OTHER_DELIMITERS = (";", "\t", "|")
+WRITTEN = (".jsonl", ".parquet", ".conll", ".html")
 
 
 @dataclass(frozen=True)
@@ -29,12 +32,14 @@ class Record:
         text: the document; empty where `problem` says why there is none.
         fields: everything the file holds for it, the text included.
         problem: what is wrong with it, None where nothing is.
+        row: its index in a parquet file; 0 in files of other types.
     """
 
     place: str
     text: str
     fields: dict[str, Any]
     problem: str | None = None
+    row: int = 0
 
 
 @dataclass(frozen=True)
@@ -59,19 +64,41 @@ def read_records(path: Path, text_column: str) -> Iterator[Record]:
     return READERS[_known_suffix(path, READERS, "read")](path, text_column)
 
 
-def write_annotated(path: Path, annotations: Annotations, entities_column: str) -> None:
+def write_annotated(
+    path: Path, annotations: Annotations, entities_column: str, source: Path, warn: Callable[[str], None]
+) -> None:
     """Writes the file whole or not at all: it appears under its name when it is complete.
 
+    Args:
+        path: the output.
+        annotations: what to write.
+        entities_column: the field for the entities.
+        source: the input; from parquet to parquet its columns are copied as they are.
+        warn: is told once of numbers that JSON has no word for.
+
     Raises:
-        ValueError: an unknown suffix, entities the format cannot express, or fields whose type changes (parquet).
+        ValueError: an unknown suffix, entities the format cannot express, or values that parquet cannot hold.
         ImportError: parquet without pyarrow.
     """
-    WRITERS[_known_suffix(path, WRITERS, "write")](path, annotations, entities_column)
+    suffix = _known_suffix(path, WRITTEN, "write")
+    if suffix == ".jsonl":
+        documents = ((i.record.place, {**i.record.fields, entities_column: i.entities}) for i in annotations())
+        _write_text(path, json_lines(documents, warn))
+    elif suffix == ".conll":
+        _write_text(path, (conll_block(item.record.text, item.entities) for item in annotations()))
+    elif suffix == ".html":
+        _write_text(path, html_page((item.record.text, item.entities) for item in annotations()))
+    elif suffix == source.suffix.lower() == ".parquet":
+        _copy_parquet(path, annotations, entities_column, source)
+    else:
+        _write_parquet(path, annotations, entities_column)
 
 
 def check_files(source: Path, target: Path) -> None:
     """Raises what `read_records` and `write_annotated` would raise about paths, suffixes and missing packages."""
-    suffixes = {_known_suffix(source, READERS, "read"), _known_suffix(target, WRITERS, "write")}
+    if source.is_dir():
+        raise ValueError(f"{source} is a folder, not a file: name one of its files.")
+    suffixes = {_known_suffix(source, READERS, "read"), _known_suffix(target, WRITTEN, "write")}
     if ".parquet" in suffixes:
         _pyarrow()
     if not source.exists():
@@ -122,7 +149,7 @@ def _read_jsonl(path: Path, text_column: str) -> Iterator[Record]:
 def _json_record(place: str, line: str, text_column: str) -> Record:
     try:
         fields = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # an integer of thousands of digits is a plain ValueError
         return Record(place, "", {}, f"not JSON: {error}")
     if not isinstance(fields, dict):
         return Record(place, "", {}, f"not a JSON object but {_json_type(fields)}")
@@ -149,10 +176,7 @@ def _read_csv(path: Path, text_column: str) -> Iterator[Record]:
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         rows = csv.reader(file, strict=True)
         header = next(rows, [])
-        if text_column not in header:
-            raise ValueError(f"{path} has no column {text_column!r}, only {header}: name one with --text-column.")
-        if len(set(header)) < len(header):
-            raise ValueError(f"{path} has a column named twice: {header}.")
+        _check_names(path, header, text_column)
         while True:
             place = f"line {rows.line_num + 1}"
             try:
@@ -172,6 +196,16 @@ def _read_csv(path: Path, text_column: str) -> Iterator[Record]:
                 yield _record(place, dict(zip(header, row, strict=True)), text_column)
 
 
+def _check_names(path: Path, names: Sequence[str], text_column: str) -> None:
+    if text_column not in names:
+        found = next((mark for mark in OTHER_DELIMITERS if len(names) == 1 and mark in names[0]), None)
+        hint = f" Its fields seem to be separated by {found!r}: commas are needed." if found else ""
+        raise ValueError(f"{path} has no column {text_column!r}, only {names}: name one with --text-column.{hint}")
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise ValueError(f"{path} has a column named twice: {', '.join(map(repr, twice))}; rename one.")
+
+
 def _read_parquet(path: Path, text_column: str) -> Iterator[Record]:
     arrow, parquet = _pyarrow()
     try:
@@ -180,29 +214,22 @@ def _read_parquet(path: Path, text_column: str) -> Iterator[Record]:
         raise ValueError(f"{path} is not a parquet file: {error}") from error
     with file:
         names = file.schema_arrow.names
-        if text_column not in names:
-            raise ValueError(f"{path} has no column {text_column!r}, only {names}: name one with --text-column.")
-        number = 0
+        _check_names(path, names, text_column)
+        row = 0
         for batch in file.iter_batches(batch_size=ROWS_PER_BATCH):
-            for fields in batch.to_pylist():
-                number += 1
-                yield _record(f"row {number}", fields, text_column)
+            columns = [_python_values(arrow, column) for column in batch.columns]
+            for values in zip(*columns, strict=True):
+                fields = dict(zip(names, values, strict=True))
+                yield replace(_record(f"row {row + 1}", fields, text_column), row=row)
+                row += 1
 
 
-def _write_jsonl(path: Path, annotations: Annotations, entities_column: str) -> None:
-    lines = (
-        json.dumps({**item.record.fields, entities_column: item.entities}, ensure_ascii=False, default=str) + "\n"
-        for item in annotations()
-    )
-    _write_text(path, lines)
-
-
-def _write_conll(path: Path, annotations: Annotations, _: str) -> None:
-    _write_text(path, (conll_block(item.record.text, item.entities) for item in annotations()))
-
-
-def _write_html(path: Path, annotations: Annotations, _: str) -> None:
-    _write_text(path, html_page((item.record.text, item.entities) for item in annotations()))
+def _python_values(arrow: Any, column: Any) -> list[Any]:
+    try:
+        values: list[Any] = column.to_pylist()
+    except (ValueError, OverflowError):  # times that Python's own types cannot hold: nanoseconds, year 10000
+        values = column.cast(arrow.string()).to_pylist()
+    return values
 
 
 def _write_text(path: Path, parts: Iterable[str]) -> None:
@@ -229,6 +256,29 @@ def _write_parquet(path: Path, annotations: Annotations, entities_column: str) -
             writer.write_table(_table(arrow, batch, entities_column, schema))
 
 
+def _copy_parquet(path: Path, annotations: Annotations, entities_column: str, source: Path) -> None:
+    arrow, parquet = _pyarrow()
+    added = _entities_schema(arrow, entities_column).field(0)
+    items = annotations()
+    item = next(items, None)
+    with parquet.ParquetFile(source) as file, _replacing(path) as unfinished:
+        if entities_column in file.schema_arrow.names:
+            raise ValueError(f"{source} has a column {entities_column!r} already: name another by --entities-column.")
+        schema = file.schema_arrow.append(added)
+        with parquet.ParquetWriter(unfinished, schema) as writer:
+            first = 0
+            for batch in file.iter_batches(batch_size=ROWS_PER_BATCH):
+                kept, entities = [], []
+                while item is not None and item.record.row < first + batch.num_rows:
+                    kept.append(item.record.row - first)
+                    entities.append(item.entities)
+                    item = next(items, None)
+                first += batch.num_rows
+                rows = batch if len(kept) == batch.num_rows else batch.take(arrow.array(kept, arrow.int64()))
+                columns = [*rows.columns, arrow.array(entities, added.type)]
+                writer.write_batch(arrow.RecordBatch.from_arrays(columns, schema=schema))
+
+
 def _entities_schema(arrow: Any, entities_column: str) -> Any:
     text, number = arrow.string(), arrow.int64()
     entity = arrow.struct(
@@ -245,14 +295,25 @@ def _table(arrow: Any, batch: Sequence[Annotated], entities_column: str, schema:
         if name == entities_column:
             continue
         values = [item.record.fields.get(name) for item in batch]
+        known = None if schema is None else schema.field(name).type
         try:
-            columns[name] = arrow.array(values, None if schema is None else schema.field(name).type)
-        except (arrow.ArrowInvalid, arrow.ArrowTypeError) as error:
+            columns[name] = arrow.array(values, known)
+        except (arrow.ArrowException, OverflowError, UnicodeEncodeError) as error:
+            place = batch[_first_refused(arrow, values, known)].record.place
             raise ValueError(
-                f"parquet needs one type a field, but {name!r}: {error}; write .jsonl instead."
+                f"parquet needs one type a field, but {name!r} at {place}: {error}; write .jsonl instead."
             ) from error
     columns[entities_column] = arrow.array([item.entities for item in batch], entities.type)
     return arrow.table(columns)
+
+
+def _first_refused(arrow: Any, values: Sequence[Any], known: Any) -> int:
+    for last in range(len(values) - 1):
+        try:
+            arrow.array(values[: last + 1], known)
+        except (arrow.ArrowException, OverflowError, UnicodeEncodeError):
+            return last
+    return len(values) - 1
 
 
 def _batches(items: Iterable[Annotated]) -> Iterator[list[Annotated]]:
@@ -287,4 +348,3 @@ def _pyarrow() -> tuple[Any, Any]:
 
 
 READERS = {".txt": _read_txt, ".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}
-WRITERS = {".jsonl": _write_jsonl, ".parquet": _write_parquet, ".conll": _write_conll, ".html": _write_html}

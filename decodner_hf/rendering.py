@@ -1,12 +1,14 @@
-"""Shows a text with its entities: as a table for the terminal, as HTML, or as CoNLL lines.
+"""Shows a text with its entities: as a table for the terminal, as HTML, as CoNLL or JSON lines.
 
 In: a text and its entities as the pipeline returns them (`entity_group, score, word, start, end`). Out: strings.
 Knows nothing of files or models.
 """
 
 import html
+import json
+import math
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -52,6 +54,34 @@ def table(entities: Entities) -> str:
     ]
     label, score, start, end = (max(len(row[column]) for row in rows) for column in range(4))
     return "".join(f"{a:<{label}}  {b:>{score}}  {c:>{start}}  {d:>{end}}  {e}\n" for a, b, c, d, e in rows)
+
+
+def json_lines(documents: Iterable[tuple[str, Mapping[str, Any]]], warn: Callable[[str], None]) -> Iterator[str]:
+    """Yields a line of JSON for each (place, document); what is not finite becomes null, of which `warn` hears once.
+
+    Raises:
+        ValueError: a document that is nested too deeply; its place is named.
+    """
+    encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=str).encode
+    warned = False
+    for place, document in documents:
+        try:
+            yield encode(document) + "\n"
+        except ValueError:
+            if not warned:
+                warn(f"{place}: JSON has no NaN and no infinity; they are written as null, here and below")
+            warned = True
+            yield encode(_finite(document)) + "\n"
+        except RecursionError as error:
+            raise ValueError(f"{place} is nested too deeply to be written.") from error
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _finite(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def html_block(text: str, entities: Entities) -> str:
@@ -101,7 +131,7 @@ def conll_block(text: str, entities: Entities) -> str:
     Words are those that candidate spans are made of; white space inside a word is left out.
 
     Raises:
-        ValueError: entities that overlap: one tag a word cannot say so.
+        ValueError: entities that overlap, which one tag a word cannot say, or labels that would break a line.
     """
     from .words_decodner import split_words
 
@@ -112,6 +142,11 @@ def conll_block(text: str, entities: Entities) -> str:
             raise ValueError(
                 f"{one['word']!r} and {other['word']!r} overlap, which CoNLL cannot express: use --overlap flat."
             )
+    broken = next((entity["entity_group"] for entity in entities if not entity["entity_group"].isprintable()), None)
+    if broken is not None:
+        raise ValueError(
+            f"the label {broken!r} holds a tab, a line end or the like, which CoNLL cannot: write .jsonl."
+        )
     lines = ["-DOCSTART-\tO\n\n"]
     position = 0
     for start, end in zip(starts, ends, strict=True):

@@ -1,9 +1,13 @@
 import csv
 import io
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+import threading
+from decimal import Decimal
 from html.parser import HTMLParser
 from itertools import islice, pairwise
 from pathlib import Path
@@ -17,8 +21,9 @@ from hypothesis import strategies as st
 from decodner_hf import cli
 from decodner_hf.annotate import stream
 from decodner_hf.corpus_files import Record, read_records
-from decodner_hf.rendering import conll_block, html_block, printable, table
+from decodner_hf.rendering import conll_block, html_block, json_lines, printable, table
 
+LOAD_PIPELINE = cli.load_pipeline  # the fixture below replaces it
 MODEL = ["--model", "tiny", "--labels", "Name"]
 TEXTS = ["Steve Jobs founded Apple.", "", "nobody here", 'Zoë said "Hi"', "日本 Tokyo\u2028Kyoto"]
 
@@ -106,6 +111,61 @@ def test_standard_input_that_is_empty_is_no_error(stdin, capsys):
     assert (captured.out, "empty" in captured.err) == ("", True)
 
 
+TYPED = """
+import sys, types
+from itertools import islice
+package = types.ModuleType("decodner_hf")
+package.__path__ = [FOLDER]
+sys.modules["decodner_hf"] = package
+from decodner_hf import cli
+
+def pipe(inputs):  # reads ahead, as the pipeline does
+    found = [{"entity_group": "Name", "score": 0.5, "word": "Rome", "start": 0, "end": 4}]
+    return found if isinstance(inputs, str) else (found for _ in list(islice(inputs, 3)))
+
+cli.load_pipeline = lambda _: pipe
+sys.exit(cli.main(["--model", "m"]))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_a_typed_line_shows_its_result_and_one_interruption_ends_the_run():
+    import pty
+
+    ours, theirs = pty.openpty()
+    program = TYPED.replace("FOLDER", repr(str(Path(cli.__file__).parent)))
+    run = subprocess.Popen(
+        [sys.executable, "-c", program], stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    timer = threading.Timer(20, run.kill)
+    timer.start()
+    try:
+        os.write(ours, b"Rome\n")
+        shown = [run.stdout.readline() for _ in range(3)]
+        run.send_signal(signal.SIGINT)
+        _, messages = run.communicate()
+    finally:
+        timer.cancel()
+        os.close(ours)
+        os.close(theirs)
+    assert shown[2] == "Name    0.5000      0    4  Rome\n"
+    assert run.returncode == 130
+    assert "interrupted." in messages
+    assert "Fatal" not in messages
+
+
+@pytest.mark.parametrize("error", [KeyError("model"), Exception("header\ntoo small")])
+def test_a_model_that_cannot_be_read_is_one_line(monkeypatch, capsys, error):
+    def broken(*_, **__):
+        raise error
+
+    monkeypatch.setattr(cli, "load_pipeline", LOAD_PIPELINE)
+    monkeypatch.setattr("transformers.pipeline", broken)
+    assert cli.main(["text", *MODEL]) == 1
+    message = " ".join(str(error).split())
+    assert capsys.readouterr().err == f"decodner: error: cannot load tiny: {type(error).__name__}: {message}\n"
+
+
 def test_standard_input_that_is_not_text_is_refused_with_its_line(stdin, capsys):
     stdin(b"Rome\n\xff\n")
     assert cli.main(MODEL) == 1
@@ -140,6 +200,10 @@ USAGE_ERRORS = {
     "unknown option": (["text", *MODEL, "--treshold", "0.3"], "unrecognized arguments"),
     "no output": (["annotate", "in.txt", *MODEL], "--out"),
     "conll of nested": (["annotate", "in.txt", "--out", "o.conll", *MODEL, "--overlap", "nested"], "conll"),
+    "tab in a conll label": (
+        ["annotate", "in.txt", "--out", "o.conll", "--model", "m", "--labels", "A\tB"],
+        "'A\\tB' holds a tab",
+    ),
     "resume and overwrite": (
         ["annotate", "in.txt", "--out", "o.jsonl", *MODEL, "--resume", "--overwrite"],
         "not allowed",
@@ -263,10 +327,98 @@ def test_parquet_takes_fields_that_come_late_and_refuses_types_that_change(tmp_p
     assert not target.exists()
 
 
+def typed_table():
+    columns = {
+        "text": pa.array(["Rome", None, "Oslo"]),
+        "ns": pa.array([1, None, 1_700_000_000_000_000_001], pa.timestamp("ns", "UTC")),
+        "int32": pa.array([1, None, 3], pa.int32()),
+        "half": pa.array([1.5, None, float("nan")], pa.float16()),
+        "decimal": pa.array([Decimal("1.10"), None, Decimal("-2.00")], pa.decimal128(9, 2)),
+        "map": pa.array([[("a", 1)], None, []], pa.map_(pa.string(), pa.int8())),
+        "uint64": pa.array([2**64 - 1, None, 0], pa.uint64()),
+        "empty": pa.nulls(3),
+        "category": pa.array(["x", None, "y"]).dictionary_encode(),
+    }
+    return pa.table(columns).replace_schema_metadata({"kept": "yes"})
+
+
+@pytest.mark.parametrize("kept", [[0, 2], [0], []])
+def test_parquet_to_parquet_changes_no_column(tmp_path, kept):
+    source, target, table_of_all = tmp_path / "in.parquet", tmp_path / "out.parquet", typed_table()
+    given = table_of_all.slice(0, max(kept, default=-1) + 1)
+    pq.write_table(given, source)
+    assert cli.main(["annotate", str(source), "--out", str(target), *MODEL, "--on-error", "skip"]) == 0
+    written = pq.read_table(target)
+    assert written.schema.names == [*given.schema.names, "entities"]
+    assert written["entities"].to_pylist() == [entities_of(table_of_all["text"][row].as_py()) for row in kept]
+    rest, expected = written.drop_columns("entities"), pq.read_table(source).take(pa.array(kept, pa.int64()))
+    assert rest.schema.equals(expected.schema, check_metadata=True)
+    assert str(rest.to_pylist()) == str(expected.to_pylist())  # NaN is not equal to itself
+
+
+def test_parquet_rows_keep_their_entities_beyond_a_batch(tmp_path):
+    texts = [f"City{number}" if number % 7 else None for number in range(2500)]
+    source, target = write_corpus(tmp_path, "parquet", texts), tmp_path / "out.parquet"
+    assert cli.main(["annotate", str(source), "--out", str(target), *MODEL, "--on-error", "skip"]) == 0
+    assert pq.read_table(target).to_pylist() == [
+        {"id": index, "text": text, "entities": entities_of(text)} for index, text in enumerate(texts) if text
+    ]
+
+
+def test_times_beyond_those_of_python_are_copied_and_shown_as_text(tmp_path):
+    source, seconds = tmp_path / "in.parquet", pa.array([2**38], pa.timestamp("s"))
+    pq.write_table(pa.table({"text": ["Rome"], "at": seconds.cast(pa.timestamp("ms"))}), source)
+    for out in ("parquet", "jsonl"):
+        assert cli.main(["annotate", str(source), "--out", str(tmp_path / f"out.{out}"), *MODEL]) == 0
+    assert pq.read_table(tmp_path / "out.parquet")["at"].equals(pq.read_table(source)["at"])
+    assert read_jsonl(tmp_path / "out.jsonl")[0]["at"].startswith("10680-")
+
+
+def test_documents_nested_too_deeply_to_write_are_named():
+    with pytest.raises(ValueError, match="line 7 is nested too deeply"):
+        list(json_lines([("line 7", {"n": nested(200_000)})], print))
+
+
+def nested(depth):
+    value = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+def test_a_parquet_column_named_twice_is_refused_by_name(tmp_path, capsys):
+    source = tmp_path / "in.parquet"
+    pq.write_table(pa.Table.from_arrays([pa.array(["Rome"])] * 3, ["text", "a", "a"]), source)
+    assert cli.main(["annotate", str(source), "--out", str(tmp_path / "o.jsonl"), *MODEL]) == 1
+    assert "named twice: 'a'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", ['"\\ud800"', "18446744073709551616", '"a"'])
+def test_values_that_parquet_cannot_hold_are_named_and_the_journal_stays(tmp_path, capsys, value):
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.parquet"
+    source.write_text('{"text": "Rome", "a": 1}\n' * 2 + f'{{"text": "Oslo", "a": {value}}}\n')
+    assert cli.main(["annotate", str(source), "--out", str(target), *MODEL]) == 1
+    assert "'a' at line 3: " in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.parquet.journal"]
+
+
+def test_json_output_has_null_where_a_number_is_not_finite(tmp_path, capsys):
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text('{"text": "", "n": NaN, "m": [{"k": -1e999}]}\n{"text": "", "n": 1.5, "m": [Infinity]}\n')
+    assert cli.main(["annotate", str(source), "--out", str(target), *MODEL]) == 0
+    assert [(row["n"], row["m"]) for row in read_jsonl(target)] == [(None, [{"k": None}]), (1.5, [None])]
+    assert capsys.readouterr().err.count("written as null") == 1
+
+
 BROKEN = {
     "jsonl": (
-        b'{"text": "Rome"}\n{"text": \n[1]\n{"text": 5}\n{"body": ""}\n\xff\n{"text": "Paris"}\n',
-        [2, 3, 4, 5, 6],
+        b'{"text": "Rome"}\n{"text": \n[1]\n{"text": 5}\n{"body": ""}\n\xff\n{"text": "", "n": '
+        + b"9" * 5000
+        + b'}\n{"text": "", "n": '
+        + b"[" * 200_000
+        + b"]" * 200_000
+        + b'}\n{"text": "Paris"}\n',
+        [2, 3, 4, 5, 6, 7, 8],
     ),
     "txt": (b"Rome\n\xff\xfe\nParis\n", [2]),
     "csv": (b'id,text\n1,Rome\n2\n3,"a"b\n4,\xff\n5,Paris\n', [3, 4, 5]),
@@ -381,14 +533,49 @@ def test_resume_refuses_another_run(pipe, tmp_path, monkeypatch, capsys, change,
     assert len(read_jsonl(target)) == len(pipe.annotated) >= len(MANY)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="locks are those of fcntl")
+@pytest.mark.parametrize("extra", [[], ["--resume"], ["--overwrite"]])
+def test_a_second_run_on_the_same_output_is_refused(tmp_path, monkeypatch, capsys, extra):
+    arguments, _, target, journal = interrupted(tmp_path, monkeypatch, 3)
+    before, codes = journal.read_bytes(), []
+
+    def load(_):
+        codes.append(cli.main([*arguments, *extra]))
+        return FakePipe()
+
+    monkeypatch.setattr(cli, "load_pipeline", load)
+    assert cli.main([*arguments, "--resume"]) == 0
+    assert codes == [1]
+    assert f"another run is writing {target}" in capsys.readouterr().err
+    assert before.startswith(b"{")
+    assert [row["text"] for row in read_jsonl(target)] == MANY
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
+
+
+def test_a_journal_out_of_step_is_never_written_out(tmp_path, monkeypatch, capsys):
+    arguments, _, target, journal = interrupted(tmp_path, monkeypatch, 9)
+
+    class Meddling(FakePipe):
+        def one(self, text):
+            header, first, second, *others = journal.read_text().splitlines(keepends=True)
+            journal.write_text("".join([header, second, first, *others]))
+            return super().one(text)
+
+    monkeypatch.setattr(cli, "load_pipeline", lambda _: Meddling())
+    assert cli.main([*arguments, "--resume"]) == 1
+    assert "holds the result of line 2 where that of line 1 should be" in capsys.readouterr().err
+    assert not target.exists()
+
+
 RUNTIME_ERRORS = {
     "no file": ("missing.txt", "out.jsonl", "there is no file"),
-    "folder": (".", "out.jsonl", "must end in one of"),
+    "folder": (".", "out.jsonl", "is a folder, not a file"),
     "input suffix": ("in.pdf", "out.jsonl", "cannot read 'in.pdf'"),
     "output suffix": ("in.txt", "out.xml", "cannot write 'out.xml'"),
     "no output folder": ("in.txt", "none/out.jsonl", "there is no folder"),
     "same file": ("in.jsonl", "in.jsonl", "both input and output"),
     "no column": ("in.csv", "out.jsonl", "no column 'text'"),
+    "other delimiter": ("in2.csv", "out.jsonl", "separated by ';'"),
     "not parquet": ("in.parquet", "out.jsonl", "not a parquet file"),
 }
 
@@ -397,10 +584,16 @@ RUNTIME_ERRORS = {
 def test_files_that_cannot_be_served_are_refused(tmp_path, capsys, source, target, message):
     for name in ("in.txt", "in.jsonl", "in.pdf", "in.csv", "in.parquet"):
         (tmp_path / name).write_text("id,body\n")
+    (tmp_path / "in2.csv").write_text("id;text\n1;Rome\n")
     before = sorted(tmp_path.iterdir())
     assert cli.main(["annotate", str(tmp_path / source), "--out", str(tmp_path / target), *MODEL]) == 1
     assert message in capsys.readouterr().err
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_conll_refuses_labels_that_break_a_line():
+    with pytest.raises(ValueError, match="holds a tab"):
+        conll_block("Rome", [{**entities_of("Rome")[0], "entity_group": "A\nB"}])
 
 
 def test_conll_refuses_entities_that_overlap():
