@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 
 from .decoding_decodner import label_scores
 from .examples import Example, Passage, join_documents, labels_of
-from .pipeline_decodner import DecodNERPipeline, Prepared, Settings
+from .pipeline_decodner import DecodNERPipeline
+from .requests_decodner import Settings
+from .results_decodner import Prepared
 from .selection_decodner import select_spans
 from .span_metrics import SpanTable, found, row_numbers, span_scores
 

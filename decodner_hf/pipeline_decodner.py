@@ -8,100 +8,29 @@ In: strings, word lists or dicts. Out: lists of dicts as transformers' token cla
 
 import logging
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
 import numpy as np
 from transformers import Pipeline
 
-from .configuration_decodner import FLAT_SELECTIONS, OVERLAPS, check_threshold, normalize_labels
-from .decoding_decodner import Entity, decode_entities, merge_shards
+from .configuration_decodner import check_threshold, normalize_labels
+from .decoding_decodner import decode_entities, merge_shards
 from .modeling_decodner import DecodNERForSpanClassification
 from .prompting_decodner import PromptTemplate, TooManyLabelsError, choose_symbols, shard_labels
 from .publishing_decodner import upload, write_model_card, write_tokenizer
-from .scoring_decodner import DocumentScorer, EncodedPrompt, ScoredRun, collect, num_nodes
+from .requests_decodner import DOCUMENT_KEYS, Document, Labels, Settings, is_document
+from .results_decodner import Prepared, entity_rows, word_rows
+from .scoring_decodner import DocumentScorer, EncodedPrompt, ScoredRun, collect
 from .spans_decodner import EncodedDocument, encode_documents, split_into_windows, truncate_document
-from .tokenization_decodner import check_tokenizer
+from .streaming_decodner import EntityStream
+from .tokenization_decodner import check_texts, check_tokenizer
 
 logger = logging.getLogger(__name__)
 
-AGGREGATIONS = ("simple", "none")
-LONG_DOCUMENTS = ("window", "error", "truncate")
-DOCUMENTS_AT_ONCE = 256  # encoded together
-CHARACTERS_AT_ONCE = 65536
 KEPT_LABEL_SETS = 64
-DOCUMENT_KEYS = ("text", "words", "candidate_labels", "spans")
-
-
-Labels = tuple[tuple[str, str | None], ...]  # (name, description), hashable
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a call asks for; the fields are the pipeline's keyword arguments, documented at `DecodNERPipeline`."""
-
-    candidate_labels: Any = None
-    threshold: Any = None
-    overlap: str = "flat"
-    flat_selection: str = "greedy"
-    multi_label: bool = False
-    aggregation_strategy: str = "simple"
-    return_all_scores: bool = False
-    max_span_words: int = 8
-    spans: Any = None
-    is_split_into_words: bool = False
-    long_documents: str = "window"
-
-    def __post_init__(self) -> None:
-        """Checks every choice; a ValueError lists what is allowed."""
-        choices = {
-            "overlap": OVERLAPS,
-            "flat_selection": FLAT_SELECTIONS,
-            "aggregation_strategy": AGGREGATIONS,
-            "long_documents": LONG_DOCUMENTS,
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {list(allowed)}, not {getattr(self, name)!r}.")
-        for name in ("multi_label", "return_all_scores", "is_split_into_words"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} must be True or False, not {getattr(self, name)!r}.")
-        if self.multi_label and self.overlap != "all":
-            raise ValueError(f'multi_label=True needs overlap="all", not {self.overlap!r}.')
-        if (
-            isinstance(self.max_span_words, bool)
-            or not isinstance(self.max_span_words, int)
-            or self.max_span_words < 1
-        ):
-            raise ValueError(f"max_span_words must be at least 1, not {self.max_span_words!r}.")
-
-
-@dataclass(frozen=True)
-class Document:
-    """One input, read: its text or words, its labels, and its own spans if it has any."""
-
-    content: str | list[str]
-    labels: Labels
-    spans: Any
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """One document, encoded: as a whole, and as the windows that are scored (mostly just itself)."""
-
-    labels: Labels
-    is_split: bool
-    document: EncodedDocument
-    windows: list[EncodedDocument]
-    truncated_at: int | None = None
-
-    @property
-    def num_nodes(self) -> int:
-        """Forest nodes of all windows."""
-        return sum(num_nodes(window) for window in self.windows)
 
 
 class DecodNERPipeline(Pipeline):
@@ -176,7 +105,7 @@ class DecodNERPipeline(Pipeline):
         if args:
             raise ValueError(f"the pipeline takes one positional argument, the input; {len(args)} more were given.")
         settings = self._settings(kwargs)
-        if _is_document(inputs, settings.is_split_into_words):
+        if is_document(inputs, settings.is_split_into_words):
             return next(iter(EntityStream(self, [inputs], settings)))
         if settings.spans is not None:
             raise ValueError(
@@ -215,9 +144,9 @@ class DecodNERPipeline(Pipeline):
 
     # ------------------------------------------------------------------ the three stages, on groups of documents
 
-    def preprocess(self, inputs: Sequence[Any], settings: Settings) -> list[Prepared]:
-        """Reads and encodes a group of documents."""
-        documents = [self._read(document, settings) for document in inputs]
+    def preprocess(self, inputs: Sequence[Any], settings: Settings, first: int = 0) -> list[Prepared]:
+        """Reads and encodes a group of documents, of which the first is number `first` of the call's."""
+        documents = [self._read(document, settings, first + index) for index, document in enumerate(inputs)]
         encoded: dict[int, EncodedDocument] = {}
         for split in (False, True):
             chosen = [index for index, document in enumerate(documents) if isinstance(document.content, list) == split]
@@ -279,7 +208,7 @@ class DecodNERPipeline(Pipeline):
             cu_spans=np.cumsum([0, *counts]),
             with_scores=settings.return_all_scores,
         )
-        write = _entity_rows if settings.aggregation_strategy == "simple" else _word_rows
+        write = entity_rows if settings.aggregation_strategy == "simple" else word_rows
         return [
             [row for entity in entities for row in write(entity, prepared)]
             for entities, prepared in zip(decoded, group, strict=True)
@@ -287,7 +216,7 @@ class DecodNERPipeline(Pipeline):
 
     # ------------------------------------------------------------------ inside the stages
 
-    def _read(self, document: Any, settings: Settings) -> Document:
+    def _read(self, document: Any, settings: Settings, number: int) -> Document:
         labels, spans = settings.candidate_labels, settings.spans
         content = document
         split = settings.is_split_into_words
@@ -295,8 +224,8 @@ class DecodNERPipeline(Pipeline):
             strangers = [key for key in document if key not in DOCUMENT_KEYS]
             if strangers or ("text" in document) == ("words" in document):
                 raise ValueError(
-                    f"a document given as a dict has 'text' or 'words', and may have 'candidate_labels' and 'spans'; "
-                    f"this one has {sorted(map(str, document))}."
+                    "a document given as a dict has 'text' or 'words', and may have 'candidate_labels' and 'spans'; "
+                    f"document {number} has {sorted(map(str, document))}."
                 )
             labels, spans = document.get("candidate_labels", labels), document.get("spans", spans)
             split = "words" in document
@@ -304,7 +233,8 @@ class DecodNERPipeline(Pipeline):
         expected = Sequence if split else str
         if not isinstance(content, expected) or (split and isinstance(content, str)):
             allowed = "a list of words (is_split_into_words=True)" if split else "a string"
-            raise ValueError(f"a document must be {allowed}, not {type(content).__name__}: {content!r:.80}")
+            raise ValueError(f"document {number} must be {allowed}, not {type(content).__name__}: {content!r:.80}")
+        check_texts([content] if isinstance(content, str) else content, f"the texts of document {number}")
         return Document(content if isinstance(content, str) else list(content), self._labels(labels), spans)
 
     def _labels(self, labels: Any) -> Labels:
@@ -404,123 +334,3 @@ class DecodNERPipeline(Pipeline):
     def push_to_hub(self, repo_id: str, *, include_code: bool = True, **kwargs: Any) -> Any:
         """Uploads what `save_pretrained` writes, by default with the code; `kwargs` as for the model's method."""
         return upload(lambda folder: self.save_pretrained(folder, include_code=include_code), repo_id, **kwargs)
-
-
-_Launched = tuple[list[Prepared], list[list[ScoredRun]]]
-
-
-class EntityStream:
-    """The results of a pipeline over an iterable of documents, one list of dicts each, in input order, lazily."""
-
-    def __init__(self, pipeline: DecodNERPipeline, inputs: Any, settings: Settings) -> None:
-        """Nothing is read before the first result is asked for."""
-        self.pipeline, self.inputs, self.settings = pipeline, inputs, settings
-
-    def __len__(self) -> int:
-        """Number of documents, where the input knows it."""
-        return len(self.inputs)
-
-    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
-        """Yields each document's entities; the next group is encoded, and the last pass decoded, during a pass."""
-        source = _items(self.inputs)
-        launched: list[_Launched] = []
-        with ThreadPoolExecutor(1) as worker:
-            coming = worker.submit(self._next_group, source)
-            while True:
-                if not coming.done() or coming.exception() is not None:
-                    yield from self._finish(launched)
-                group = coming.result()
-                if not group:
-                    break
-                coming = worker.submit(self._next_group, source)
-                for run in self._runs(group):
-                    try:
-                        following = self._launch(run)
-                    except Exception:
-                        yield from self._finish(launched)  # what came before the documents that cannot be scored
-                        raise
-                    before, launched = launched, following
-                    yield from self._finish(before)
-        yield from self._finish(launched)
-
-    def _launch(self, run: list[Prepared]) -> "list[_Launched]":
-        return [(run, self.pipeline.launch(run))]
-
-    def _finish(self, launched: "list[_Launched]") -> Iterator[list[dict[str, Any]]]:
-        """Waits for what was launched, empties the list, and yields the documents' entities."""
-        while launched:
-            run, scores = launched.pop(0)
-            yield from self.pipeline.postprocess((run, self.pipeline.collect(run, scores)), self.settings)
-
-    def _next_group(self, source: Iterator[Any]) -> list[Prepared]:
-        group: list[Any] = []
-        characters = 0
-        for document in source:
-            group.append(document)
-            characters += _size(document)
-            if len(group) >= DOCUMENTS_AT_ONCE or characters >= CHARACTERS_AT_ONCE:
-                break
-        return self.pipeline.preprocess(group, self.settings) if group else []
-
-    def _runs(self, group: list[Prepared]) -> Iterator[list[Prepared]]:
-        """Consecutive documents of one label set that fit a pass together; windows of a document stay together."""
-        start = 0
-        while start < len(group):
-            end = start
-            while end < len(group) and group[end].labels == group[start].labels:
-                end += 1
-            alike = group[start:end]
-            for run in self.pipeline.scorer.runs([prepared.num_nodes for prepared in alike]):
-                yield alike[run.start : run.stop]
-            start = end
-
-
-def _entity_rows(entity: Entity, prepared: Prepared) -> list[dict[str, Any]]:
-    """One dict: the entity as a whole."""
-    row: dict[str, Any] = {"entity_group": entity.label, "score": entity.score}
-    row |= {"word": prepared.document.text[entity.start : entity.end], "start": entity.start, "end": entity.end}
-    if prepared.is_split:
-        row |= {"start_word": entity.start_word, "end_word": entity.end_word}
-    return [_marked(row, entity, prepared)]
-
-
-def _word_rows(entity: Entity, prepared: Prepared) -> list[dict[str, Any]]:
-    """One dict a word of the entity, B- on the first and I- on the others."""
-    document = prepared.document
-    rows: list[dict[str, Any]] = []
-    for index in range(entity.start_word, entity.end_word):
-        start = max(int(document.word_starts[index]), entity.start)
-        end = min(int(document.word_ends[index]), entity.end)
-        row = {"entity": f"{'I' if rows else 'B'}-{entity.label}", "score": entity.score, "index": index}
-        rows.append(_marked(row | {"word": document.text[start:end], "start": start, "end": end}, entity, prepared))
-    return rows
-
-
-def _marked(row: dict[str, Any], entity: Entity, prepared: Prepared) -> dict[str, Any]:
-    if entity.scores is not None:
-        row["scores"] = entity.scores
-    if prepared.truncated_at is not None:
-        row["truncated_at"] = prepared.truncated_at
-    return row
-
-
-def _is_document(inputs: Any, is_split_into_words: bool) -> bool:
-    """Whether the input is one document and not several."""
-    if isinstance(inputs, str | Mapping):
-        return True
-    return is_split_into_words and isinstance(inputs, list | tuple) and bool(inputs) and isinstance(inputs[0], str)
-
-
-def _items(inputs: Any) -> Iterator[Any]:
-    """Iterates over anything with `__iter__`, or with `__getitem__` and `__len__` as map-style datasets."""
-    if isinstance(inputs, Iterable):
-        return iter(inputs)
-    return (inputs[index] for index in range(len(inputs)))
-
-
-def _size(document: Any) -> int:
-    """Characters of a document, roughly and without checking it: reading it comes later."""
-    content = document.get("text", document.get("words", "")) if isinstance(document, Mapping) else document
-    if isinstance(content, str):
-        return len(content)
-    return sum(len(word) for word in content if isinstance(word, str)) if isinstance(content, Sequence) else 0

@@ -23,8 +23,9 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from decodner_hf import DecodNERPipeline
-from decodner_hf.pipeline_decodner import EntityStream, Prepared
+from decodner_hf.results_decodner import Prepared
 from decodner_hf.scoring_decodner import collect
+from decodner_hf.streaming_decodner import EntityStream
 
 # model type, hidden, intermediate, layers, heads, key/value heads, head size
 MODELS = {

@@ -7,6 +7,7 @@ and sentence patterns below and nothing else of the world: it shows how things a
 import argparse
 import json
 import random
+import shutil
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -122,10 +123,11 @@ def main() -> int:
         tokenizer.save_pretrained(work / "base")
         train = argparse.ArgumentParser()
         add_train_arguments(train)
-        arguments = ["--model", work / "base", "--output", options.output, "--labels", *LABELS, "--cpu"]
+        arguments = ["--model", work / "base", "--output", work / "trained", "--labels", *LABELS, "--cpu"]
         arguments += ["--train", work, "--dev", work, "--epochs", options.epochs, "--evaluate-epochs", 0]
         arguments += ["--learning-rate", 2e-3, "--row-tokens", 2048, "--workers", 0, "--licence", "apache-2.0"]
         run_train(train.parse_args([str(argument) for argument in arguments]))
+        shutil.copytree(work / "trained", options.output, ignore=shutil.ignore_patterns("checkpoint-*"))
     ner = pipeline("decodner-ner", model=str(options.output), device="cpu")
     print(f"\n{SHOWN}")
     for entity in ner(SHOWN):

@@ -3,7 +3,7 @@ import pytest
 import torch
 from tiny_pipelines import LABELS, tiny_pipeline
 
-from decodner_hf import pipeline_decodner
+from decodner_hf import streaming_decodner
 from decodner_hf.transfers_decodner import Download, upload
 
 TEXTS = [f"Steve Jobs founded Apple number {index} in Cupertino." for index in range(12)]
@@ -44,8 +44,8 @@ def test_results_before_a_failing_pass_are_not_lost(pipe, monkeypatch):
 
 
 def test_results_do_not_wait_for_a_slow_source(pipe, monkeypatch):
-    monkeypatch.setattr(pipeline_decodner, "DOCUMENTS_AT_ONCE", 1)
-    wait = pipeline_decodner.ThreadPoolExecutor(1)
+    monkeypatch.setattr(streaming_decodner, "DOCUMENTS_AT_ONCE", 1)
+    wait = streaming_decodner.ThreadPoolExecutor(1)
     given = []
 
     def source():

@@ -449,3 +449,26 @@ def test_kept_prefixes_are_forgotten_when_weights_change():
     after = pipe(TEXT, **EVERYTHING)
     assert_same(after, tiny_pipeline(model=native, candidate_labels=LABELS)(TEXT, **EVERYTHING))
     assert before[0]["score"] != pytest.approx(after[0]["score"], abs=1e-4)
+
+
+def test_a_source_that_fails_gives_what_came_before_it(pipe):
+    def documents():
+        yield from DOCUMENTS
+        raise OSError("the disk is gone")
+
+    stream = iter(pipe(documents()))
+    assert [len(next(stream)) > 0 for _ in DOCUMENTS] == [bool(document.strip()) for document in DOCUMENTS]
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(stream)
+
+
+@pytest.mark.parametrize("bad", [None, "\ud800", ["words"]], ids=["None", "surrogate", "list"])
+def test_the_document_that_is_refused_is_named(pipe, bad):
+    with pytest.raises(ValueError, match="document 300"):
+        pipe(["fine"] * 300 + [bad])
+
+
+@pytest.mark.parametrize("arguments", [{"threshold": 7}, {"overlap": "some"}, {"token_budget": 1.5}])
+def test_arguments_are_checked_when_the_pipeline_is_made(arguments):
+    with pytest.raises(ValueError, match=r"7|some|1\.5"):
+        tiny_pipeline(**arguments)
