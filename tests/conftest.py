@@ -2,8 +2,13 @@ import os
 
 import pytest
 import torch
+from hypothesis import settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+# The same examples on every run of CI, other ones on every run by hand; no time limits on shared machines.
+settings.register_profile("ci", derandomize=True, deadline=None)
+settings.register_profile("by hand", deadline=None)
+settings.load_profile("ci" if os.environ.get("CI") else "by hand")
 torch.set_num_threads(1)  # tiny tensors: threads would only wait for each other
 
 
