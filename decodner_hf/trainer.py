@@ -30,7 +30,6 @@ from .training_documents import UNLABELLED
 from .training_rows import HOST, PackedRows, collate_row
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-DECODER_SETTINGS = ("use_cache", "bos_token_id", "eos_token_id", "pad_token_id")  # of the decoder's configuration
 FIXED_ARGUMENTS = {"per_device_train_batch_size": 1, "remove_unused_columns": False}
 
 
@@ -185,21 +184,6 @@ class SpanTrainer(Trainer):
         return [figures[name] for name in ("correct", "predicted", "gold")]
 
     # ------------------------------------------------------------------ checkpoints
-
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As the base class, whose settings for decoders do not stay in the outer configuration."""
-        result = super().train(*args, **kwargs)
-        self._clean_config()
-        return result
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        self._clean_config()
-        super()._save(output_dir, state_dict)
-
-    def _clean_config(self) -> None:
-        config: Any = self.accelerator.unwrap_model(self.model).config
-        for name in DECODER_SETTINGS:
-            vars(config).pop(name, None)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         load_weights(self.model if model is None else model, resume_from_checkpoint)
