@@ -24,9 +24,11 @@ from pretrain_options import parse
 from torch import nn
 from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from decodner_hf.muon import Muon
+
 ATTENTION = "causal_rows"
 BETAS, WEIGHT_DECAY, CLIP = (0.9, 0.95), 0.1, 1.0
-LAST_RATE = 0.1  # the learning rate at the end, as a part of the highest
+LAST_RATE = 0.02  # the learning rate at the end, as a part of the highest
 SHAPE = ("vocabulary", "hidden", "layers", "heads", "mlp", "row_tokens", "max_positions")
 
 
@@ -140,7 +142,7 @@ class Pretrainer:
         torch.set_float32_matmul_precision("high")
         self.model = make_model(options, tokenizer).to(device)
         self.num_parameters = sum(parameter.numel() for parameter in self.model.parameters())
-        self.optimizer = make_optimizer(self.model, schedule.rate, device)
+        self.optimizer = make_optimizer(options.optimizer, self.model, schedule.rate, device)
         loss = RowLoss(self.model, half=options.dtype == "bfloat16")
         compiled = torch.compile(loss, dynamic=False) if options.compile else loss
         self.loss = accelerator.prepare_model(compiled) if accelerator.num_processes > 1 else compiled
@@ -224,7 +226,7 @@ class Pretrainer:
 
     def _identity(self) -> dict[str, Any]:
         """What must be the same for a saved state to be gone on from."""
-        names = (*SHAPE, "tokens", "batch_tokens", "learning_rate", "warmup", "seed", "valid_documents")
+        names = (*SHAPE, "tokens", "batch_tokens", "optimizer", "learning_rate", "warmup", "seed", "valid_documents")
         return {name: getattr(self.options, name) for name in names}
 
     def save_state(self) -> None:
@@ -289,8 +291,10 @@ def make_model(options: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) 
     return LlamaForCausalLM._from_config(config, attn_implementation=ATTENTION, dtype=torch.float32)
 
 
-def make_optimizer(model: nn.Module, rate: float, device: torch.device) -> torch.optim.Optimizer:
-    """AdamW; only matrices decay."""
+def make_optimizer(name: str, model: nn.Module, rate: float, device: torch.device) -> torch.optim.Optimizer:
+    """Muon or AdamW; only matrices decay."""
+    if name == "muon":
+        return Muon(model, rate, betas=BETAS, weight_decay=WEIGHT_DECAY, fused=device.type == "cuda")
     parameters = list(model.parameters())
     groups = [
         {"params": [p for p in parameters if p.dim() > 1], "weight_decay": WEIGHT_DECAY},

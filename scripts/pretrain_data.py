@@ -21,8 +21,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 
 IntArray = NDArray[np.int64]
 BEGIN, END, PAD = "<|begin|>", "<|end|>", "<|pad|>"
-# Words with the mark or space before them, single digits, punctuation with the line ends behind it, other space.
-WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+# Words with the mark or space before them, digits by twos, punctuation with the line ends behind it, other space.
+WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 DOCUMENTS_AT_ONCE = 2048
 READERS = 4  # files that are decompressed at the same time
 

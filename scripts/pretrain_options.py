@@ -29,6 +29,7 @@ def parse(argv: Sequence[str] | None, description: str) -> argparse.Namespace:
     training.add_argument("--row-tokens", default=1024, **whole)
     training.add_argument("--batch-tokens", default=131_072, help="a step, over all ranks", **whole)
     training.add_argument("--micro-rows", default=64, help="rows a forward, on each rank", **whole)
+    training.add_argument("--optimizer", choices=("muon", "adamw"), default="muon")
     training.add_argument("--learning-rate", type=float, default=2e-3)
     training.add_argument("--warmup", type=float, default=0.02, help="part of the steps")
     training.add_argument("--seed", default=0, **whole)
