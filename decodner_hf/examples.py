@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from .example_rows import named_source, read_rows
 from .label_maps import LabelMap
@@ -68,6 +68,7 @@ def load_examples(
     entities_column: str | None = None,
     label_map: LabelMap | Mapping[str, Any] | str | Path | None = None,
     partial: bool = False,
+    where: Mapping[str, Sequence[Any]] | None = None,
     limit: int | None = None,
 ) -> list[Example]:
     """Reads the labelled examples of one split.
@@ -85,6 +86,7 @@ def load_examples(
         entities_column: column of entities.
         label_map: renames gold labels, see `LabelMap.read`; it must know every label that occurs.
         partial: marks every example as partially labelled (a row may say so itself: "partial").
+        where: column -> values; only rows that have one of the values in each of these columns are read.
         limit: read no more than so many examples.
 
     Returns:
@@ -100,11 +102,15 @@ def load_examples(
         raise ValueError(f"limit must be at least 1, not {limit!r}.")
     names = None if label_map is None else LabelMap.read(label_map)
     columns = _Columns(text_column, tokens_column, tags_column, entities_column)
-    rows = islice(read_rows(source, split), limit)
-    examples = [columns.read(place, row, partial) for place, row in rows]
+    chosen = ((place, row) for place, row in read_rows(source, split) if _is_chosen(row, where or {}))
+    examples = [columns.read(place, row, partial) for place, row in islice(chosen, limit)]
     if not examples:
-        raise ValueError(f"{named_source(source, split)} holds no example.")
+        raise ValueError(f"{named_source(source, split)} holds no example{f' where {dict(where)}' if where else ''}.")
     return examples if names is None else [_renamed(example, names) for example in examples]
+
+
+def _is_chosen(row: Mapping[str, Any], where: Mapping[str, Sequence[Any]]) -> bool:
+    return all(row.get(column) in values for column, values in where.items())
 
 
 @dataclass(frozen=True)
@@ -196,6 +202,19 @@ def _renamed(example: Example, label_map: LabelMap) -> Example:
 def labels_of(examples: Iterable[Example]) -> list[str]:
     """The labels that occur, sorted."""
     return sorted({label for example in examples for _, _, label in example.entities})
+
+
+def recased(example: Example, case: Literal["lower", "upper"]) -> Example:
+    """The example in one case; characters whose other case is longer stay, so that offsets do."""
+
+    def changed(text: str) -> str:
+        other = text.lower() if case == "lower" else text.upper()
+        if len(other) == len(text):
+            return other
+        return "".join(new if len(new := getattr(old, case)()) == 1 else old for old in text)
+
+    content = example.content
+    return replace(example, content=changed(content) if isinstance(content, str) else [changed(w) for w in content])
 
 
 def word_starts(words: Sequence[str]) -> list[int]:

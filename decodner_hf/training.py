@@ -14,10 +14,13 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import reduce
 from transformers import AutoTokenizer, TrainerCallback, TrainingArguments
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_decodner import DecodNERConfig
 from .modeling_decodner import DecodNERForSpanClassification
+from .muon import Muon
 from .prompting_decodner import PromptTemplate
 from .publishing_decodner import write_tokenizer
 from .trainer import SpanTrainer
@@ -31,18 +34,23 @@ from .training_rows import PackedRows
 __all__ = ["add_train_arguments", "run_train"]
 
 Say = Callable[[str], None]
+STEPS_TOGETHER = 10  # ranks ask one another about the time every so many steps
 
 
 class TimeLimit(TrainerCallback):
-    """Stops training, with a checkpoint, when the time is up."""
+    """Stops training, with a checkpoint, when the time is up; all ranks at the same step."""
 
-    def __init__(self, seconds: float) -> None:
-        """Counts from now."""
-        self.end = time.monotonic() + seconds
+    def __init__(self, end: float) -> None:
+        """`end` on the monotonic clock, in seconds."""
+        self.end = end
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         """Asks for a checkpoint and the end."""
-        if time.monotonic() > self.end:
+        ranks = PartialState().num_processes
+        if ranks > 1 and state.global_step % STEPS_TOGETHER:
+            return
+        late = torch.tensor(float(time.monotonic() > self.end), device=args.device)
+        if (reduce(late, "sum") if ranks > 1 else late).item():
             control.should_save = control.should_training_stop = True
 
 
@@ -53,6 +61,7 @@ def run_train(options: argparse.Namespace) -> int:
         ValueError: data, labels and model that do not fit together; the message says what is allowed.
         OSError: files that cannot be read.
     """
+    started = time.monotonic()
     say: Say = PartialState().print
     plan = read_plan(options, say)
     tokenizer = AutoTokenizer.from_pretrained(options.model)
@@ -70,7 +79,8 @@ def run_train(options: argparse.Namespace) -> int:
         none_weight=options.none_weight,
         loss_divisor=options.loss_divisor,
         context_words=options.context_words,
-        callbacks=[TimeLimit(options.max_seconds)] if options.max_seconds else None,
+        callbacks=[TimeLimit(started + options.max_seconds)] if options.max_seconds else None,
+        optimizers=(optimizer_for(options, model), None),
     )
     trainer.train(resume_from_checkpoint=_last_checkpoint(options) if options.resume else None)
     say(f"the loop waited for rows {100 * trainer.wait_share:.1f}% of the time")
@@ -103,7 +113,18 @@ def load_model(options: argparse.Namespace, plan: TrainingPlan) -> Any:
         add_lora(model, options.lora_rank)
     if options.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
+    if options.compile:
+        compile_beside_attention(model)
     return model
+
+
+def compile_beside_attention(model: Any) -> None:
+    """Compiles what stands beside attention in every decoder layer, one graph for all sizes: norms and MLPs."""
+    for layer in model.backbone.modules():
+        if isinstance(layer, GradientCheckpointingLayer):
+            for part in layer.children():
+                if not hasattr(part, "layer_idx"):  # attention finds its own compiled kernel
+                    part.compile(dynamic=True)
 
 
 def add_lora(model: Any, rank: int) -> None:
@@ -140,11 +161,12 @@ def make_rows(
         tokenizer,
         template,
         max_span_words=config.max_span_words,
-        types=None if options.open_types else list(config.labels),
+        types=open_types(plan) if options.open_types else list(config.labels),
         context_words=options.context_words,
         max_tokens=None if limit is None else limit - reserve - cue,
         cue_tokens=cue,
         seed=options.seed,
+        workers=options.workers,
     )
     for source, coverage in zip(plan.sources, encoded.coverage, strict=True):
         say(f"{source.name}: {coverage.report()}")
@@ -155,10 +177,17 @@ def make_rows(
         epochs=options.epochs,
         seed=options.seed,
         pad_token_id=tokenizer.pad_token_id or 0,
+        token_noise=options.token_noise,
     )
     left = f"; {rows.plan.left_out:,} documents longer than a row are left out" if rows.plan.left_out else ""
     say(f"{len(rows):,} rows of {options.row_tokens:,} nodes, {time.monotonic() - started:.0f} s{left}")
     return rows
+
+
+def open_types(plan: TrainingPlan) -> list[str]:
+    """The types of all sources, then the more general types that they belong to."""
+    own = dict.fromkeys(label for source in plan.sources for label in source.labels)
+    return list(own | dict.fromkeys(parent for label in own for parent in plan.parents.get(label, ())))
 
 
 def _open_prompter(
@@ -176,8 +205,17 @@ def _open_prompter(
         strange_symbols=options.strange_symbols,
         descriptions=plan.descriptions,
         aliases=plan.aliases,
+        parents=plan.parents,
     )
     return OpenPrompter(settings, encoded, tokenizer, template)
+
+
+def optimizer_for(options: argparse.Namespace, model: Any) -> Muon | None:
+    """Muon where it is asked for; None leaves AdamW to the Trainer."""
+    if options.optimizer != "muon":
+        return None
+    fused = torch.cuda.is_available() and not options.cpu
+    return Muon(model, options.learning_rate, betas=(0.9, 0.999), weight_decay=options.weight_decay, fused=fused)
 
 
 def training_arguments(options: argparse.Namespace, rows: PackedRows, has_dev: bool) -> TrainingArguments:
@@ -202,14 +240,13 @@ def training_arguments(options: argparse.Namespace, rows: PackedRows, has_dev: b
         max_grad_norm=1.0,
         bf16=cuda and options.dtype == "bfloat16",
         use_cpu=options.cpu,
-        torch_compile=options.compile,
         remove_unused_columns=False,
         dataloader_num_workers=options.workers,
         logging_steps=options.log_steps,
         logging_nan_inf_filter=False,  # it would wait for the GPU in every step
         eval_strategy="steps" if has_dev and options.evaluate_epochs else "no",
         eval_steps=epoch * (options.evaluate_epochs or 1),
-        save_strategy="steps",
+        save_strategy="steps" if options.evaluate_epochs else "no",
         save_steps=epoch * (options.evaluate_epochs or 1),
         save_total_limit=1,
         load_best_model_at_end=has_dev and bool(options.evaluate_epochs) and options.keep_best,
@@ -225,7 +262,7 @@ def training_arguments(options: argparse.Namespace, rows: PackedRows, has_dev: b
 
 def save(options: argparse.Namespace, plan: TrainingPlan, trainer: SpanTrainer, metrics: dict[str, float]) -> None:
     """Writes the trained model, its tokenizer and its card into the output folder."""
-    model: Any = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
+    model: Any = trainer.accelerator.unwrap_model(trainer.model)
     if options.lora_rank is None:
         model.to(getattr(torch, options.save_dtype))
     model.save_pretrained(options.output, max_shard_size=options.max_shard_size)
@@ -245,7 +282,8 @@ def save(options: argparse.Namespace, plan: TrainingPlan, trainer: SpanTrainer, 
 
 
 RECORDED = (
-    *("model", "epochs", "learning_rate", "row_tokens", "rows_per_step", "none_weight", "loss_divisor"),
+    *("model", "epochs", "optimizer", "learning_rate", "row_tokens", "rows_per_step", "none_weight", "loss_divisor"),
+    "token_noise",
     *("open_types", "context_words", "lora_rank", "seed"),
 )
 

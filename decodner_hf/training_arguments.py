@@ -8,7 +8,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-SOURCE_KEYS = ("path", "split", "name", "label_map", "labels", "partial", "repeat", "limit", "licence")
+SOURCE_KEYS = (
+    *("path", "split", "name", "label_map", "labels", "partial", "repeat", "limit", "licence"),
+    *("case", "where"),
+)
 
 
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,8 +46,10 @@ def _add_model_arguments(group: Any) -> None:
         "--labels", nargs="+", metavar="NAME[=DESCRIPTION]", help="fixed labels in prompt order (default: the data's)"
     )
     group.add_argument("--open-types", action="store_true", help="ask each example for other types, in other orders")
-    group.add_argument("--type-notes", type=Path, metavar="FILE",
-        help='for --open-types: JSON, type -> {"description": text, "aliases": [names]}')  # fmt: skip
+    group.add_argument(
+        "--type-notes", type=Path, nargs="+", default=[], metavar="FILE",
+        help='for --open-types: JSON, type -> {"description": text, "aliases": [names], "parents": [types]}',
+    )  # fmt: skip
     group.add_argument("--most-types", type=int, default=20, help="labels of an open prompt, at most (default: 20)")
     group.add_argument("--strangers", type=float, default=0.0, help="part of open prompts with types of other sources")
     group.add_argument("--strange-symbols", type=float, default=0.25, help="part of open prompts with random symbols")
@@ -60,6 +65,7 @@ def _add_model_arguments(group: Any) -> None:
 def _add_run_arguments(group: Any) -> None:
     group.add_argument("--epochs", type=int, default=8)
     group.add_argument("--learning-rate", type=float, default=3e-4)
+    group.add_argument("--optimizer", choices=("adamw", "muon"), default="adamw", help="(default: adamw)")
     group.add_argument("--weight-decay", type=float, default=0.01)
     group.add_argument("--warmup", type=float, default=0.05, help="part of the steps (default: 0.05)")
     group.add_argument("--row-tokens", type=int, default=16384, help="forest nodes of a row, a multiple of 128")
@@ -68,9 +74,10 @@ def _add_run_arguments(group: Any) -> None:
     group.add_argument("--max-seconds", type=float, help="stop then, with a checkpoint; --resume goes on")
     group.add_argument("--none-weight", type=float, default=1.0, help="weight of spans that are no entity")
     group.add_argument("--loss-divisor", type=float, default=4.0, help="the loss is divided by this x gold spans")
+    group.add_argument("--token-noise", type=float, default=0.0, help="part of the tokens blanked out (default: 0)")
     group.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of GPU computation")
     group.add_argument("--gradient-checkpointing", action="store_true", help="less memory, a third more time")
-    group.add_argument("--compile", action="store_true", help="torch.compile the whole model, not attention alone")
+    group.add_argument("--compile", action="store_true", help="torch.compile norms and MLPs too, not attention alone")
     group.add_argument("--cpu", action="store_true", help="train on the CPU")
     group.add_argument("--workers", type=int, default=4, help="processes that make rows (default: 4)")
     group.add_argument("--seed", type=int, default=0)

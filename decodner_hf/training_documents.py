@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase
 
 from .examples import Example, Passage, join_documents, labels_of
@@ -98,6 +99,11 @@ class Coverage:
     relabelled: int = 0
     wide_by_label: Counter[str] = field(default_factory=Counter)
 
+    def add(self, other: "Coverage") -> None:
+        """Adds the counts of other examples."""
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
+
     def report(self) -> str:
         """One line for people."""
         share = 100 * (1 - (self.wider + self.off_words) / max(1, self.gold))
@@ -140,6 +146,7 @@ def encode_sources(
     max_tokens: int | None = None,
     cue_tokens: int = 0,
     seed: int = 0,
+    workers: int = 0,
 ) -> EncodedSources:
     """Encodes every example with the candidate generator of the pipeline.
 
@@ -153,6 +160,7 @@ def encode_sources(
         max_tokens: cut documents into windows that fit this with their longest span.
         cue_tokens: tokens of the answer cue, for the number of nodes.
         seed: of the choice of sure negatives.
+        workers: processes that encode; 0 for this one alone. The result is the same for any number.
 
     Raises:
         ValueError: no source, a label that is not among `types`, or what `encode_documents` refuses.
@@ -161,24 +169,22 @@ def encode_sources(
         raise ValueError("no sources were given: name at least one to train on.")
     names = tuple(dict.fromkeys(label for source in sources for label in source.labels) if types is None else types)
     numbers = {name: number for number, name in enumerate(names)}
-    documents: list[TrainingDocument] = []
-    coverage = []
-    for index, source in enumerate(sources):
+    for source in sources:
         missing = sorted({*source.labels, *labels_of(source.examples)} - set(names))
         if missing:
             raise ValueError(
                 f"the source {source.name!r} has labels {missing[:10]} that are not asked for; the labels are "
                 f"{list(names)[:20]}: map or leave out labels with a label map."
             )
-        encoder = _Encoder(
-            tokenizer, template, max_span_words, max_tokens, numbers, np.random.default_rng([seed, index])
-        )
-        for start in range(0, len(source.examples), AT_ONCE):
-            for kind in _alike(source.examples[start : start + AT_ONCE]):
-                passages = _passages(kind, context_words)
-                documents += encoder.encode(passages, index)
-        coverage.append(encoder.coverage)
-    documents = _counted(documents, cue_tokens)
+    encoder = _Encoder(tokenizer, template, max_span_words, max_tokens, context_words, cue_tokens, numbers)
+    chunks = _Chunks(sources, encoder, seed)
+    documents: list[TrainingDocument] = []
+    coverage = [Coverage() for _ in sources]
+    for (index, _), (encoded, counts) in zip(
+        chunks.places, DataLoader(chunks, batch_size=None, num_workers=workers), strict=True
+    ):
+        documents += encoded
+        coverage[index].add(counts)
     inventories = tuple(np.array([numbers[label] for label in source.labels], np.int64) for source in sources)
     return EncodedSources(names, inventories, documents, tuple(s.repeat for s in sources), tuple(coverage))
 
@@ -197,19 +203,54 @@ def _passages(examples: Sequence[Example], context_words: int | None) -> list[Pa
     return [Passage(example, (index,), (0,), ((0, len(example.text)),)) for index, example in enumerate(examples)]
 
 
-@dataclass
+class _Chunks(Dataset[tuple[list["TrainingDocument"], Coverage]]):
+    """Some hundred examples of a source at a time, encoded: what one worker does at once.
+
+    Attributes:
+        places: number of its source and first example of each chunk.
+    """
+
+    def __init__(self, sources: Sequence[TrainingSource], encoder: "_Encoder", seed: int) -> None:
+        self.sources, self.encoder, self.seed = sources, encoder, seed
+        self.places = [
+            (number, start)
+            for number, source in enumerate(sources)
+            for start in range(0, len(source.examples), AT_ONCE)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> tuple[list[TrainingDocument], Coverage]:
+        number, start = self.places[index]
+        examples = self.sources[number].examples[start : start + AT_ONCE]
+        return self.encoder.encode(examples, number, np.random.default_rng([self.seed, number, start]))
+
+
+@dataclass(frozen=True)
 class _Encoder:
-    """Encodes passages of one source and counts what it sees."""
+    """Encodes examples and counts what it sees."""
 
     tokenizer: PreTrainedTokenizerBase
     template: PromptTemplate
     max_span_words: int
     max_tokens: int | None
+    context_words: int | None
+    cue_tokens: int
     numbers: dict[str, int]
-    generator: np.random.Generator
-    coverage: Coverage = field(default_factory=Coverage)
 
-    def encode(self, passages: Sequence[Passage], source: int) -> list[TrainingDocument]:
+    def encode(
+        self, examples: Sequence[Example], source: int, generator: np.random.Generator
+    ) -> tuple[list[TrainingDocument], Coverage]:
+        counts = Coverage()
+        documents: list[TrainingDocument] = []
+        for kind in _alike(examples):
+            documents += self._documents(_passages(kind, self.context_words), source, counts, generator)
+        return _counted(documents, self.cue_tokens), counts
+
+    def _documents(
+        self, passages: Sequence[Passage], source: int, counts: Coverage, generator: np.random.Generator
+    ) -> list[TrainingDocument]:
         contents: Any = [passage.example.content for passage in passages]
         encoded = encode_documents(
             contents,
@@ -221,9 +262,9 @@ class _Encoder:
         documents = []
         for passage, document in zip(passages, encoded, strict=True):
             inside = _within(passage, document)
-            gold = self._gold(passage, inside)
+            gold = self._gold(passage, inside, counts)
             for window in self._windows(inside):
-                codes = self._codes(gold, window, passage.example.partial)
+                codes = self._codes(gold, window, generator if passage.example.partial else None)
                 if len(codes) and (codes != UNLABELLED).any():
                     found = np.unique(codes[codes > NONE]) - 1
                     chain, paths = window.chain_token_ids, window.candidates.paths
@@ -235,9 +276,9 @@ class _Encoder:
             return [document]
         return split_into_windows(document, self.max_tokens, self.tokenizer, self.template)
 
-    def _gold(self, passage: Passage, document: EncodedDocument) -> dict[tuple[int, int], int]:
+    def _gold(self, passage: Passage, document: EncodedDocument, counts: Coverage) -> dict[tuple[int, int], int]:
         """Type number of each labelled span that is a candidate; the others are counted."""
-        counts, spans = self.coverage, document.candidates
+        spans = document.candidates
         known = set(zip(spans.start.tolist(), spans.end.tolist(), strict=True))
         gold: dict[tuple[int, int], int] = {}
         counts.examples += len(passage.members)
@@ -254,10 +295,12 @@ class _Encoder:
                 counts.relabelled += 1
         return gold
 
-    def _codes(self, gold: dict[tuple[int, int], int], window: EncodedDocument, partial: bool) -> IntArray:
-        """int64 [S]: the gold code of each of the window's candidates."""
+    def _codes(
+        self, gold: dict[tuple[int, int], int], window: EncodedDocument, partial: np.random.Generator | None
+    ) -> IntArray:
+        """int64 [S]: the gold code of each of the window's candidates; `partial` draws the sure negatives."""
         spans = window.candidates
-        codes = np.full(spans.num_spans, UNLABELLED if partial else NONE)
+        codes = np.full(spans.num_spans, NONE if partial is None else UNLABELLED)
         stride = len(window.text) + 1
         keys = spans.start * stride + spans.end
         order = np.argsort(keys)
@@ -266,16 +309,17 @@ class _Encoder:
         held = keys[order[places]] == wanted if len(keys) else np.zeros(len(wanted), bool)
         labelled = order[places[held]]
         codes[labelled] = np.fromiter(gold.values(), np.int64, len(gold))[held] + 1
-        if partial:
-            codes[self._sure_negatives(window, labelled)] = NONE
+        if partial is not None:
+            codes[_sure_negatives(window, labelled, partial)] = NONE
         return codes
 
-    def _sure_negatives(self, window: EncodedDocument, labelled: IntArray) -> IntArray:
-        """Some candidates that overlap a labelled one without being one: of one name, one reading is right."""
-        start, end = window.candidates.start, window.candidates.end
-        overlap = (start[:, None] < end[labelled]) & (start[labelled] < end[:, None])
-        near = np.setdiff1d(np.flatnonzero(overlap.any(axis=1)), labelled)
-        return self.generator.permutation(near)[: SURE_NEGATIVES * len(labelled)]
+
+def _sure_negatives(window: EncodedDocument, labelled: IntArray, generator: np.random.Generator) -> IntArray:
+    """Some candidates that overlap a labelled one without being one: of one name, one reading is right."""
+    start, end = window.candidates.start, window.candidates.end
+    overlap = (start[:, None] < end[labelled]) & (start[labelled] < end[:, None])
+    near = np.setdiff1d(np.flatnonzero(overlap.any(axis=1)), labelled)
+    return generator.permutation(near)[: SURE_NEGATIVES * len(labelled)]
 
 
 def _within(passage: Passage, document: EncodedDocument) -> EncodedDocument:
@@ -288,14 +332,10 @@ def _within(passage: Passage, document: EncodedDocument) -> EncodedDocument:
     return replace(document, candidates=spans.select(inside))
 
 
-def _counted(documents: list[TrainingDocument], cue_tokens: int) -> list[TrainingDocument]:
+def _counted(documents: Sequence[TrainingDocument], cue_tokens: int) -> list[TrainingDocument]:
     """The documents with their exact number of nodes."""
-    counted = []
-    for start in range(0, len(documents), AT_ONCE):
-        batch = documents[start : start + AT_ONCE]
-        forest = build_forest(
-            [d.chain_token_ids for d in batch], [d.paths for d in batch], cue_token_ids=[0] * cue_tokens
-        )
-        sizes = np.diff(forest.cu_nodes.numpy()).tolist()
-        counted += [replace(d, num_nodes=size) for d, size in zip(batch, sizes, strict=True)]
-    return counted
+    forest = build_forest(
+        [d.chain_token_ids for d in documents], [d.paths for d in documents], cue_token_ids=[0] * cue_tokens
+    )
+    sizes = np.diff(forest.cu_nodes.numpy()).tolist()
+    return [replace(document, num_nodes=size) for document, size in zip(documents, sizes, strict=True)]

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .examples import Example, labels_of, load_examples
+from .examples import Example, labels_of, load_examples, recased
 from .label_maps import LabelMap
 from .overlaps import drop_overlaps
 from .training_arguments import SOURCE_KEYS
 from .training_documents import TrainingSource
+
+NOTE_KEYS = ("description", "aliases", "parents")
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class TrainingPlan:
         dev_labels: labels that they are asked for; None for the fixed ones.
         descriptions: of types, for open prompts.
         aliases: other names of types, for open prompts.
+        parents: more general types of types, for open prompts.
         dropped: examples that overlapped an evaluation set, by source.
     """
 
@@ -38,6 +41,7 @@ class TrainingPlan:
     dev_labels: list[str] | None
     descriptions: Mapping[str, str]
     aliases: Mapping[str, Sequence[str]]
+    parents: Mapping[str, Sequence[str]]
     dropped: dict[str, int]
 
 
@@ -72,6 +76,7 @@ def read_plan(options: argparse.Namespace, say: Callable[[str], None]) -> Traini
         dev_labels=labels_of(dev) if dev and labels is None else None,
         descriptions={name: note["description"] for name, note in notes.items() if note.get("description")},
         aliases={name: note["aliases"] for name, note in notes.items() if note.get("aliases")},
+        parents={name: note["parents"] for name, note in notes.items() if note.get("parents")},
         dropped=dropped,
     )
 
@@ -111,8 +116,13 @@ def _sources(options: argparse.Namespace, label_map: LabelMap | None) -> list[Tr
             entry.get("split", "train"),
             label_map=own_map,
             partial=bool(entry.get("partial", False)),
+            where=entry.get("where"),
             limit=min(limits, default=None),
         )
+        case = entry.get("case")
+        if case not in (None, "lower", "upper"):
+            raise ValueError(f"{options.sources}: case must be 'lower' or 'upper', not {case!r}.")
+        examples = examples if case is None else [recased(example, case) for example in examples]
         name = entry.get("name") or Path(entry["path"]).name
         labels = tuple(entry.get("labels", ()))
         sources.append(TrainingSource(name, examples, labels, float(entry.get("repeat", 1.0)), entry.get("licence")))
@@ -140,10 +150,18 @@ def _fixed_labels(
     return dict.fromkeys(label for source in sources for label in source.labels)
 
 
-def _type_notes(path: Path | None) -> dict[str, dict[str, Any]]:
-    if path is None:
-        return {}
-    notes = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(notes, dict) or not all(isinstance(note, dict) for note in notes.values()):
-        raise ValueError(f'{path} must be a JSON object: type -> {{"description": text, "aliases": [names]}}.')
-    return notes
+def _type_notes(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
+    """What the files say about each type; the first that says a thing counts."""
+    merged: dict[str, dict[str, Any]] = {}
+    for path in paths:
+        notes = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(notes, dict) or not all(
+            isinstance(note, dict) and set(note) <= set(NOTE_KEYS) for note in notes.values()
+        ):
+            raise ValueError(
+                f"{path} must be a JSON object: type -> "
+                '{"description": text, "aliases": [names], "parents": [types]}.'
+            )
+        for name, note in notes.items():
+            merged[name] = note | merged.get(name, {})
+    return merged

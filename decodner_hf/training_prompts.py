@@ -35,8 +35,12 @@ class OpenTypes:
         recased: probability that a name is given in lower case, or with a capital.
         strange_symbols: probability that a prompt has symbols drawn at random instead of the usual ones.
         strangers: probability that a prompt also asks for types of other sources, which surely seldom occur.
+        lifted: probability that a type that occurs is asked for by a more general type, if it has any.
+        coarse: probability that a prompt asks for the most general types alone.
         descriptions: type name -> description.
         aliases: type name -> other names for it.
+        parents: type name -> the more general types that it belongs to, the nearest first; all are types themselves.
+            A span's answer is its own type where that is asked for, else the nearest of these that is, else None.
     """
 
     most: int = 20
@@ -46,14 +50,17 @@ class OpenTypes:
     recased: float = 0.3
     strange_symbols: float = 0.25
     strangers: float = 0.0
+    lifted: float = 0.5
+    coarse: float = 0.25
     descriptions: Mapping[str, str] = field(default_factory=dict)
     aliases: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    parents: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
         if isinstance(self.most, bool) or not 1 <= self.most <= POOL:
             raise ValueError(f"most must be from 1 to {POOL} labels a prompt, not {self.most!r}.")
-        for name in ("keep", "described", "recased", "strange_symbols", "strangers"):
+        for name in ("keep", "described", "recased", "strange_symbols", "strangers", "lifted", "coarse"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} must be a probability from 0 to 1, not {getattr(self, name)!r}.")
 
@@ -107,6 +114,10 @@ class OpenPrompter:
         self.symbols = [choose_symbols(tokenizer, count) for count in range(1, self.most + 1)]
         self._names = [(name, *settings.aliases.get(name, ())) for name in encoded.types]
         self._lengths = self._longest()
+        self._ancestors = _ancestor_numbers(encoded.types, settings.parents)
+        levels = (self._ancestors >= 0).sum(axis=1)
+        numbers = np.arange(len(levels))
+        self._roots = np.where(levels > 0, self._ancestors[numbers, levels - 1], numbers)
         bare = template.encode_prefix(tokenizer, {encoded.types[0]: None}, self.symbols[0])
         self._frame = len(bare) + 2
 
@@ -133,9 +144,29 @@ class OpenPrompter:
         kept = partial[owner] | (generator.random(len(owner)) < self.settings.keep)
         known = len(self.encoded.types)
         taboo = np.unique(owner * known + occurring)  # what occurs is never a negative
+        coarse = generator.random(len(documents)) < self.settings.coarse
         owner, occurring = owner[kept], occurring[kept]
-        owner, negatives = self._with_negatives(documents, owner, occurring, taboo, generator)
+        occurring = np.where(coarse[owner], self._roots[occurring], self._lifted(occurring, generator))
+        owner, occurring = np.divmod(np.unique(owner * known + occurring), known)
+        taboo = np.union1d(taboo, owner * known + occurring)
+        owner, negatives = self._with_negatives(documents, owner, occurring, taboo, coarse, generator)
         return self._shuffled(len(documents), owner, negatives, generator)
+
+    def _lifted(self, occurring: IntArray, generator: np.random.Generator) -> IntArray:
+        """Some of these types as one of their ancestors, any as likely as another."""
+        levels = (self._ancestors[occurring] >= 0).sum(axis=1)
+        level = (generator.random(len(occurring)) * levels).astype(np.int64)
+        higher = (levels > 0) & (generator.random(len(occurring)) < self.settings.lifted)
+        lifted: IntArray = np.where(higher, self._ancestors[occurring, level], occurring)
+        return lifted
+
+    def columns(self, asked: IntArray, occurring: IntArray) -> IntArray:
+        """int64 [n]: which of the asked types, counted from 1, answers for each that occurs; 0 is None."""
+        place = np.zeros(len(self.encoded.types) + 1, np.int64)
+        place[asked] = 1 + np.arange(len(asked))
+        found = place[np.column_stack([occurring, self._ancestors[occurring]])]  # -1 is the last place, which is 0
+        answers: IntArray = found[np.arange(len(occurring)), (found > 0).argmax(axis=1)]
+        return answers
 
     def _with_negatives(
         self,
@@ -143,6 +174,7 @@ class OpenPrompter:
         owner: IntArray,
         occurring: IntArray,
         taboo: IntArray,
+        coarse: NDArray[np.bool_],
         generator: np.random.Generator,
     ) -> tuple[IntArray, IntArray]:
         """Owners and types, those that occur first; each example's negatives come from its source's types."""
@@ -157,6 +189,7 @@ class OpenPrompter:
         foreign = generator.random((number, 1)) < self.settings.strangers
         anywhere = generator.integers(0, known, drawn.shape)
         drawn = np.where(foreign & (generator.random(drawn.shape) < 0.5), anywhere, drawn)
+        drawn = np.where(coarse[:, None], self._roots[drawn], drawn)
         rows = np.repeat(np.arange(number), tries)
         keys = rows * known + drawn.ravel()
         fresh = np.zeros(len(keys), bool)
@@ -166,7 +199,9 @@ class OpenPrompter:
         wanted = np.maximum(wanted, np.bincount(owner, minlength=number) == 0)  # a prompt has at least one label
         rank = np.cumsum(fresh.reshape(number, tries), axis=1).ravel()
         chosen = fresh & (rank <= wanted[rows])
-        return np.append(owner, rows[chosen]), np.append(occurring, drawn.ravel()[chosen])
+        owner, types = np.append(owner, rows[chosen]), np.append(occurring, drawn.ravel()[chosen])
+        bare = np.setdiff1d(np.arange(number), owner)  # all that their source knows was left out
+        return np.append(owner, bare), np.append(types, flat[starts[source[bare]]])
 
     def _shuffled(self, number: int, owner: IntArray, types: IntArray, generator: np.random.Generator) -> Questions:
         """Puts each example's types in a random order, and leaves out those beyond the most that a prompt holds."""
@@ -202,3 +237,16 @@ class OpenPrompter:
         chosen = 1 + generator.permutation(len(self.pool.symbols) - 1)[:count]
         names = (self.pool.symbols[0], *(self.pool.symbols[index] for index in chosen))
         return LabelSymbols(names, self.pool.token_ids[np.append(0, chosen)])
+
+
+def _ancestor_numbers(types: Sequence[str], parents: Mapping[str, Sequence[str]]) -> IntArray:
+    """int64 [T, D]: the numbers of each type's ancestors, the nearest first, then -1; D is at least 1."""
+    numbers = {name: number for number, name in enumerate(types)}
+    deepest = max((len(parents.get(name, ())) for name in types), default=0)
+    ancestors = np.full((len(types), max(1, deepest)), -1, np.int64)
+    for number, name in enumerate(types):
+        for level, parent in enumerate(parents.get(name, ())):
+            if parent not in numbers:
+                raise ValueError(f"{parent!r} is a parent of the type {name!r}, but no type itself.")
+            ancestors[number, level] = numbers[parent]
+    return ancestors

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from .forest_decodner import TokenForest, build_forest
+from .forest_decodner import TokenForest, build_forest, ramp_of
 from .scoring_decodner import EncodedPrompt
 from .training_documents import UNLABELLED, EncodedSources, TrainingDocument
 from .training_prompts import OpenPrompter, Questions
@@ -59,6 +59,7 @@ class PackedRows(Dataset[dict[str, Any]]):
         epochs: int,
         seed: int = 0,
         pad_token_id: int = 0,
+        token_noise: float = 0.0,
     ) -> None:
         """Draws and packs all epochs.
 
@@ -69,14 +70,18 @@ class PackedRows(Dataset[dict[str, Any]]):
             epochs: passes over the sources.
             seed: of every random choice.
             pad_token_id: token of the padding, whose nodes are roots of their own and carry no span.
+            token_noise: part of the nodes behind the prompts whose token becomes the padding token, drawn for every
+                row anew, so that names cannot be learnt by heart.
 
         Raises:
-            ValueError: no epoch, or rows that no document fits into.
+            ValueError: no epoch, noise that is no part, or rows that no document fits into.
         """
+        if not 0.0 <= token_noise < 1.0:
+            raise ValueError(f"token_noise must be from 0 to below 1, not {token_noise!r}.")
         if isinstance(epochs, bool) or epochs < 1:
             raise ValueError(f"epochs must be at least 1, not {epochs!r}.")
         self.encoded, self.prompt, self.row_tokens = encoded, prompt, row_tokens
-        self.seed, self.pad_token_id = seed, pad_token_id
+        self.seed, self.pad_token_id, self.token_noise = seed, pad_token_id, token_noise
         orders = [_epoch_order(encoded, np.random.default_rng([seed, epoch])) for epoch in range(epochs)]
         order = np.concatenate(orders)
         sizes = np.fromiter((encoded.documents[index].num_nodes for index in order), np.int64, len(order))
@@ -110,7 +115,7 @@ class PackedRows(Dataset[dict[str, Any]]):
         slots = self._slots[self.plan.cu_rows[index] : self.plan.cu_rows[index + 1]]
         documents = [self.encoded.documents[number] for number in self.plan.order[slots]]
         if isinstance(self.prompt, OpenPrompter):
-            return self._open_row(self.prompt, slots, documents)
+            return self._open_row(index, self.prompt, slots, documents)
         prompt = self.prompt
         forest = build_forest(
             [document.chain_token_ids for document in documents],
@@ -119,36 +124,50 @@ class PackedRows(Dataset[dict[str, Any]]):
         ).below(prompt.prefix_token_ids)
         labels = np.concatenate([document.gold for document in documents])
         prompts = np.zeros(len(labels), np.int64)
-        return self._padded(forest, labels, prompts, prompt.symbol_token_ids[None])
+        spoilt = self._spoilt(index, forest, np.zeros(1, np.int64), np.array([len(prompt.prefix_token_ids)]))
+        return self._padded(forest, spoilt, labels, prompts, prompt.symbol_token_ids[None])
 
     def _open_row(
-        self, prompter: OpenPrompter, slots: IntArray, documents: Sequence[TrainingDocument]
+        self, index: int, prompter: OpenPrompter, slots: IntArray, documents: Sequence[TrainingDocument]
     ) -> dict[str, Any]:
         """A row in which every example has a prompt of its own above it."""
         assert self.questions is not None
         symbols = np.full((len(slots), prompter.most + 1), -1, np.int64)
-        chains, labels, prompts = [], [], []
+        chains, labels, prompts, prompt_lengths = [], [], [], []
         for number, (slot, document) in enumerate(zip(slots.tolist(), documents, strict=True)):
             types = self.questions.types[self.questions.cu_types[slot] : self.questions.cu_types[slot + 1]]
             prompt = prompter.encode(types, np.random.default_rng([self.seed, 2, slot]))
             chains.append(np.concatenate([prompt.prefix_token_ids, document.chain_token_ids]))
+            prompt_lengths.append(len(prompt.prefix_token_ids))
             symbols[number, : len(types) + 1] = prompt.symbol_token_ids
             columns = np.zeros(len(self.encoded.types) + 1, np.int64)
-            columns[types + 1] = 1 + np.arange(len(types))
+            columns[document.types + 1] = prompter.columns(types, document.types)
             labels.append(np.where(document.gold == UNLABELLED, UNLABELLED, columns[np.maximum(document.gold, 0)]))
             prompts.append(np.full(len(document.gold), number))
         forest = build_forest(
             chains, [document.paths for document in documents], cue_token_ids=prompter.cue_token_ids.tolist()
         )
-        return self._padded(forest, np.concatenate(labels), np.concatenate(prompts), symbols)
+        spoilt = self._spoilt(index, forest, forest.cu_nodes.numpy()[:-1], np.array(prompt_lengths))
+        return self._padded(forest, spoilt, np.concatenate(labels), np.concatenate(prompts), symbols)
 
-    def _padded(self, forest: TokenForest, labels: IntArray, prompts: IntArray, symbols: IntArray) -> dict[str, Any]:
+    def _spoilt(self, index: int, forest: TokenForest, starts: IntArray, lengths: IntArray) -> IntArray:
+        """Nodes that lose their token: some of those outside the prompts, which begin at `starts`."""
+        if not self.token_noise:
+            return np.empty(0, np.int64)
+        lost = np.random.default_rng([self.seed, 3, index]).random(forest.num_nodes) < self.token_noise
+        lost[np.repeat(starts, lengths) + ramp_of(lengths)] = False
+        return np.flatnonzero(lost)
+
+    def _padded(
+        self, forest: TokenForest, spoilt: IntArray, labels: IntArray, prompts: IntArray, symbols: IntArray
+    ) -> dict[str, Any]:
         """The row's arrays, filled up to its length; a row that came out longer is as long as the next multiple."""
         nodes = -(-max(forest.num_nodes, self.row_tokens) // self.row_tokens) * self.row_tokens
         spans = -(-forest.num_spans // SPANS_MULTIPLE) * SPANS_MULTIPLE
         ids = np.full(nodes, self.pad_token_id, np.int64)
         positions, ends = np.zeros(nodes, np.int64), np.arange(nodes, dtype=np.int32)
         ids[: forest.num_nodes] = forest.token_ids.numpy()
+        ids[spoilt] = self.pad_token_id
         positions[: forest.num_nodes] = forest.position_ids.numpy()
         ends[: forest.num_nodes] = forest.subtree_end.numpy()
         by_span = np.zeros((3, spans), np.int64)

@@ -189,6 +189,57 @@ def test_types_that_are_not_asked_for_are_none():
     assert all(max(labels) == 0 for labels in found if labels)
 
 
+def test_a_span_answers_with_the_nearest_of_its_types_that_is_asked_for():
+    parents = {"PER": ["being"], "ORG": ["group", "being"]}
+    types = (*LABELS, "being", "group")
+    sources, tokenizer = encoded(types=types), byte_level_single_digits()
+    prompter = OpenPrompter(OpenTypes(parents=parents), sources, tokenizer, PromptTemplate())
+    occurring = np.array([0, 1, 2])
+    for asked, answers in (("being", [1, 1, 0]), ("being PER", [2, 1, 0]), ("LOC being group", [2, 3, 1])):
+        numbers = np.array([types.index(name) for name in asked.split()])
+        assert prompter.columns(numbers, occurring).tolist() == answers
+    with pytest.raises(ValueError, match="'being' is a parent of the type 'PER', but no type itself"):
+        OpenPrompter(OpenTypes(parents=parents), encoded(), tokenizer, PromptTemplate())
+
+
+def test_types_are_sometimes_asked_for_by_a_more_general_one():
+    parents = {"PER": ["being"], "ORG": ["group", "being"]}
+    sources, tokenizer = encoded(types=(*LABELS, "being", "group")), byte_level_single_digits()
+    for lifted, coarse, seen in ((0.0, 0.0, {0, 1, 2}), (1.0, 0.0, {2, 3, 4}), (0.0, 1.0, {2, 3})):
+        settings = OpenTypes(parents=parents, lifted=lifted, coarse=coarse, keep=1.0, most=1)
+        questions = OpenPrompter(settings, sources, tokenizer, PromptTemplate()).draw(
+            sources.documents * 20, np.random.default_rng(0)
+        )
+        examples_with_types = [bool(len(document.types)) for document in sources.documents * 20]
+        asked = questions.types[np.repeat(examples_with_types, np.diff(questions.cu_types))]
+        assert set(asked.tolist()) == seen
+
+
+def test_every_prompt_asks_for_a_type_even_where_the_source_knows_one_only():
+    source = TrainingSource("one", [Example(["Apple", "Inc."], ((0, 2, "ORG"),))] * 50, ("ORG",))
+    sources = encode_sources([source], byte_level_single_digits(), PromptTemplate(), max_span_words=3)
+    prompter = OpenPrompter(OpenTypes(keep=0.1), sources, byte_level_single_digits(), PromptTemplate())
+    questions = prompter.draw(sources.documents, np.random.default_rng(0))
+    assert (np.diff(questions.cu_types) == 1).all()
+
+
+def test_noise_blanks_tokens_behind_the_prompts_only():
+    tokenizer, sources = byte_level_single_digits(), encoded(SENTENCES * 20)
+    prompter = OpenPrompter(OpenTypes(), sources, tokenizer, PromptTemplate())
+    pad = tokenizer.vocab_size - 1
+    for prompt in (fixed_prompt(dict.fromkeys(LABELS), tokenizer, PromptTemplate()), prompter):
+        pads = []
+        for noise in (0.0, 0.3):
+            rows = PackedRows(sources, prompt, row_tokens=512, epochs=1, seed=3, pad_token_id=pad, token_noise=noise)
+            pads.append([row["input_ids"][0].numpy() for row in (rows[0], rows[1])])
+        changed = [before != after for before, after in zip(*pads, strict=True)]
+        share = np.mean([np.mean(part) for part in changed])
+        assert 0.05 < share < 0.3
+        header = len(prompt.prefix_token_ids) if not isinstance(prompt, OpenPrompter) else 4
+        assert not changed[0][:header].any()
+        assert all((after[part] == pad).all() for part, after in zip(changed, pads[1], strict=True))
+
+
 def test_open_rows_depend_on_the_seed_alone():
     first, again, other = open_rows(seed=1), open_rows(seed=1), open_rows(seed=2)
     assert len(first) == len(again)
