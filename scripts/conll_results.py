@@ -1,0 +1,198 @@
+"""Runs everything behind the CoNLL-2003 tables: fine-tuning, baselines and ablations, several at once on several GPUs.
+
+In: a backbone, and the folder that holds the sets `conll2003` and `conllpp`. Out: `OUT/results.json`, and with --table
+the tables in Markdown. Every task is one of the public commands; a second call skips what the first has finished.
+Thresholds come from the valid split, each mode's from its own; the test splits choose nothing.
+
+python scripts/conll_results.py --backbone backbone --data ner --out conll_results --gpus 2 --jobs-per-gpu 3
+python scripts/conll_results.py --out conll_results --table
+"""
+
+import argparse
+import shlex
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from conll_tables import NOTE, ablations_table, baselines_table, decoders_table, seeds_table
+from parallel_tasks import Runner, Settings, Task, left_to_do, read_results
+
+OK, FAILED, UNFINISHED = 0, 1, 3
+GROUPS = ("seeds", "baselines", "ablations")
+MODES = ("document", "sentence")  # the longer one first
+FORMS = ("second-copy", "causal")
+RATES = ("1e-4", "3e-4", "1e-3")
+RECIPE = (
+    *("--train", "{data}/conll2003", "--dev", "{data}/conll2003", "--dev-split", "valid"),
+    *("--labels", "PER", "ORG", "LOC", "MISC", "--row-tokens", "16384", "--workers", "4", "--evaluate-epochs", "0"),
+    *("--save-dtype", "bfloat16", "--max-shard-size", "15MB"),
+)
+CHANGES = {  # one at a time, to the sentence model of the first seed
+    "width-4": ("--max-span-words", "4"),
+    "width-12": ("--max-span-words", "12"),
+    "answer-cue": ("--answer-cue", "\nType:"),
+    "none-weight-0.5": ("--none-weight", "0.5"),
+    "none-weight-2": ("--none-weight", "2"),
+}
+DECODERS = {  # whether calibrated, and the options
+    "raw-greedy": (False, ("--threshold", "0.5", "--selection", "greedy")),
+    "raw-exact": (False, ("--threshold", "0.5", "--selection", "exact")),
+    "calibrated-greedy": (True, ("--selection", "greedy")),
+    "calibrated-exact": (True, ("--selection", "exact")),
+}
+TRAIN = ("-m", "decodner_hf.cli", "train", "--model", "{backbone}", "--output", "{model}")
+EVALUATE = ("eval/run_eval.py", "--model", "{model}", "--out", "{result}")
+BASELINE = ("scripts/train_token_baselines.py", "--model", "{backbone}", "--out", "{result}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs what is left to do, or prints the tables; returns the exit code, 3 if something is still to be done."""
+    options = _parse(argv)
+    results = read_results(options.out)
+    if options.table:
+        print(tables(results))
+        return OK
+    try:
+        tasks = left_to_do(conll_tasks(options), options.only, results, options.work)
+    except ValueError as error:
+        print(f"conll_results: error: {error}", file=sys.stderr)
+        return FAILED
+    places = {"{backbone}": str(options.backbone.resolve()), "{data}": str(options.data.resolve())}
+    settings = Settings(
+        options.out, options.work, places, options.gpus, options.jobs_per_gpu, options.max_seconds or float("inf")
+    )
+    if options.list:
+        print("\n".join(f"{task.name}: {shlex.join(task.command)}" for task in tasks))
+        return OK
+    signal.signal(signal.SIGTERM, _stop)
+    runner = Runner(settings, results)
+    unfinished = runner.run(tasks)
+    print(f"{len(tasks) - len(unfinished)} of {len(tasks)} tasks done", flush=True)
+    if unfinished:
+        print(f"left: {', '.join(task.name for task in unfinished)}; failed: {len(runner.failed)}")
+    return FAILED if runner.failed else UNFINISHED if unfinished else OK
+
+
+def _stop(*_: object) -> None:
+    """Ends this process, and with it the tasks under way; `timeout` sends its signal twice."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(UNFINISHED)
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("conll_results.py", description=__doc__, formatter_class=raw, allow_abbrev=False)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="of results.json")
+    parser.add_argument("--table", action="store_true", help="print the tables of the results so far, and end")
+    parser.add_argument("--list", action="store_true", help="print the commands that are left, and end")
+    what = parser.add_argument_group("what")
+    what.add_argument("--backbone", type=Path, metavar="DIR", help="the pretrained decoder")
+    what.add_argument("--data", type=Path, metavar="DIR", help="the folder that holds conll2003 and conllpp")
+    what.add_argument("--only", default=",".join(GROUPS), help=f"of {', '.join(GROUPS)}, joined by commas")
+    what.add_argument("--seeds", type=int, default=3, help="fine-tunings in each mode (default: 3)")
+    recipe = parser.add_argument_group("recipe, the same for all")
+    recipe.add_argument("--epochs", type=int, default=8, help="of the baselines too (default: 8)")
+    recipe.add_argument("--learning-rate", default="3e-4", help="of the fine-tunings (default: 3e-4)")
+    recipe.add_argument("--context-words", type=int, default=400, help="of a passage in document mode (default: 400)")
+    recipe.add_argument("--extra", default="", help="more options of decodner train, as one string")
+    how = parser.add_argument_group("how")
+    how.add_argument("--work", type=Path, metavar="DIR", help="models and logs (default: OUT.work)")
+    how.add_argument("--gpus", type=int, default=1, help="0: the CPU (default: 1)")
+    how.add_argument("--jobs-per-gpu", type=int, default=1, help="tasks at once on each (default: 1)")
+    how.add_argument("--max-seconds", type=float, help="stop then; the same command does the rest")
+    options = parser.parse_args(argv)
+    options.work = (options.work or options.out.with_name(f"{options.out.name}.work")).resolve()
+    options.only = options.only.split(",")
+    strangers = sorted(set(options.only) - set(GROUPS))
+    if strangers:
+        parser.error(f"--only takes {', '.join(GROUPS)}, joined by commas, not {', '.join(strangers)}")
+    if options.seeds < 1 or options.jobs_per_gpu < 1 or options.gpus < 0:
+        parser.error("--seeds and --jobs-per-gpu must be at least 1, and --gpus at least 0")
+    for name in () if options.table else ("backbone", "data"):
+        folder = getattr(options, name)
+        if folder is None or not folder.is_dir():
+            parser.error(f"--{name} must name a folder, not {folder}")
+    return options
+
+
+def conll_tasks(options: argparse.Namespace) -> list[Task]:
+    """All tasks, the most important first, and of those the longest."""
+    seeds = [(mode, seed) for seed in range(options.seeds) for mode in MODES]
+    return [
+        *(_training(options, f"{mode}-{seed}", "seeds", seed, _context(options, mode, True)) for mode, seed in seeds),
+        *(task for mode, seed in seeds for task in _evaluations(options, mode, seed)),
+        *(_baseline(options, form, rate) for form in FORMS for rate in RATES),
+        *(_training(options, name, "ablations", 0, change) for name, change in CHANGES.items()),
+        *(_evaluation(f"{name}.test", "ablations", name, ("--calibrate", "valid")) for name in CHANGES),
+        *(
+            _evaluation(
+                f"{mode}-0.{name}.{split}",
+                "ablations",
+                f"{mode}-0.calibrated" if calibrated else f"{mode}-0",
+                (*_context(options, mode), *choices),
+                split=split,
+            )
+            for mode in MODES
+            for name, (calibrated, choices) in DECODERS.items()
+            for split in ("valid", "test")
+        ),
+    ]
+
+
+def _context(options: argparse.Namespace, mode: str, training: bool = False) -> tuple[str, ...]:
+    """The options of document context; none for sentences."""
+    if mode == "sentence":
+        return ()
+    words = ("--context-words", str(options.context_words))
+    return words if training else ("--context", "document", *words)
+
+
+def _training(options: argparse.Namespace, name: str, group: str, seed: int, change: Sequence[str]) -> Task:
+    base = ("--epochs", str(options.epochs), "--learning-rate", options.learning_rate, "--seed", str(seed))
+    return Task(name, group, (*TRAIN, *RECIPE, *base, *shlex.split(options.extra), *change), makes=name)
+
+
+def _evaluation(
+    name: str,
+    group: str,
+    model: str,
+    arguments: Sequence[str],
+    *,
+    dataset: str = "conll2003",
+    split: str = "test",
+    makes: str | None = None,
+) -> Task:
+    data = ("--dataset", f"{{data}}/{dataset}", "--split", split)
+    return Task(name, group, (*EVALUATE, *data, *arguments), reads=model, makes=makes)
+
+
+def _evaluations(options: argparse.Namespace, mode: str, seed: int) -> list[Task]:
+    """Calibrated on valid and measured on both tests in its own mode; then calibrated and measured in the other."""
+    name, other = f"{mode}-{seed}", MODES[1 - MODES.index(mode)]
+    context, fit, calibrated = _context(options, mode), ("--calibrate", "valid"), f"{mode}-{seed}.calibrated"
+    return [
+        _evaluation(f"{name}.test", "seeds", name, (*context, *fit, "--save-calibration"), makes=calibrated),
+        _evaluation(f"{name}.conllpp", "seeds", calibrated, context, dataset="conllpp"),
+        _evaluation(f"{name}.test-by-{other}", "seeds", name, (*_context(options, other), *fit)),
+    ]
+
+
+def _baseline(options: argparse.Namespace, form: str, rate: str) -> Task:
+    data = ("--data", "{data}/conll2003", "--splits", "train", "valid", "test", "--epochs", str(options.epochs))
+    return Task(f"{form}-{rate}", "baselines", (*BASELINE, *data, "--forms", form, "--learning-rates", rate))
+
+
+def tables(results: dict[str, object]) -> str:
+    """All tables."""
+    parts = {
+        "Fine-tuned on CoNLL-2003, thresholds from valid": seeds_table(results, MODES),
+        "Token classification from the same backbone, same data and epochs": baselines_table(results, FORMS),
+        "Ablations (sentences alone, one seed)": ablations_table(results, list(CHANGES)),
+        "Decoders (the models of seed 0)": decoders_table(results, MODES, list(DECODERS)),
+    }
+    return "\n\n".join([*(f"### {title}\n\n{text}" for title, text in parts.items()), NOTE])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
