@@ -13,7 +13,6 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from threading import RLock
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +24,7 @@ from .forest_decodner import SpanPaths, build_forest
 from .modeling_decodner import DecodNERForSpanClassification
 from .spans_decodner import EncodedDocument
 from .transfers_decodner import Download
+from .weights_decodner import WeightsWatch
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float32]
@@ -85,7 +85,7 @@ class DocumentScorer:
         budget = token_budget or TOKEN_BUDGET.get(model.device.type, TOKEN_BUDGET["cpu"])
         self.token_budget = min(budget, model.node_limit or budget)
         self._prefixes: OrderedDict[bytes, DualBufferCache] = OrderedDict()
-        self._weights_state: tuple[Any, ...] = ()
+        self._watch = WeightsWatch(model.backbone)
         self._lock = RLock()  # prefixes are shared, and grow while a long document is scored
 
     def score(self, prompts: Sequence[EncodedPrompt], documents: Sequence[EncodedDocument]) -> list[list[FloatArray]]:
@@ -106,10 +106,8 @@ class DocumentScorer:
             ValueError: what the model refuses (a document beyond its positions, say).
         """
         with self._lock:
-            state = weights_state(self.model)
-            if state != self._weights_state:
+            if self._watch.changed():  # prefixes encoded before are stale
                 self._prefixes.clear()
-                self._weights_state = state
             return [self._score_documents(prompt, documents) for prompt in prompts]
 
     def runs(self, sizes: Sequence[int]) -> Iterator[range]:
@@ -200,14 +198,6 @@ class DocumentScorer:
             chains, paths, first_position=cache.prefix_length, cue_token_ids=prompt.cue_token_ids.tolist()
         )
         return Download(self.model.score_forest(forest, prompt.symbol_token_ids, cache))
-
-
-def weights_state(model: DecodNERForSpanClassification) -> tuple[Any, ...]:
-    """Changes when weights are changed or replaced, or adapters switched: prefixes encoded before are stale then."""
-    tensors = tuple((id(p), 0 if p.is_inference() else p._version) for p in model.parameters())
-    adapted = getattr(model.backbone, "_hf_peft_config_loaded", False)
-    layers = [module for module in model.modules() if hasattr(module, "base_layer")] if adapted else []
-    return tensors, tuple((tuple(layer.active_adapters), layer.disable_adapters) for layer in layers)
 
 
 def collect(runs: Sequence[ScoredRun]) -> list[FloatArray]:

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-IntArray = NDArray[np.int64]
+IntArray = NDArray[np.integer[Any]]
 BoolArray = NDArray[np.bool_]
+PAGE_TILES = 4  # key tiles that are looked at together first
 TABLE_WIDTH = 8  # columns of `KernelTiles.table`; a row is one aligned 32-byte read
 LAST_POSITION = np.iinfo(np.int32).max
 
@@ -83,13 +84,13 @@ def plan_tiles(
         shape: the kernel's tile sizes.
         device: where the kernel runs.
     """
-    positions = position_ids.numpy().astype(np.int64)
-    ends = subtree_end.numpy().astype(np.int64)
+    positions = position_ids.numpy().astype(np.int32)
+    ends = subtree_end.numpy().astype(np.int32)
     lowest = _lowest_visible(positions, window)
     windowed = window.sliding is not None or window.chunk is not None
     tiles = -(-len(ends) * shape.group // shape.block_m)
-    first = np.arange(tiles) * shape.block_m // shape.group
-    last = np.minimum((np.arange(1, tiles + 1) * shape.block_m - 1) // shape.group, len(ends) - 1)
+    first = (np.arange(tiles) * shape.block_m // shape.group).astype(np.int32)
+    last = np.minimum((np.arange(1, tiles + 1) * shape.block_m - 1) // shape.group, len(ends) - 1).astype(np.int32)
     least, most = _row_extremes(lowest, first, last)
     rows = _QueryTiles(first, last, least, most)
     partial_of, partial_starts, full_of, full_starts = _key_tiles(positions, ends, rows, shape, windowed)
@@ -99,7 +100,7 @@ def plan_tiles(
     prefix_unmasked = np.clip(-(-most // shape.block_p), 0, prefix_tiles)
     work = partials * shape.block_n + (fulls + prefix_tiles - prefix_first) * shape.block_p
     behind_partial, behind_full = np.cumsum(partials), partials.sum() + np.cumsum(fulls)
-    table = np.zeros((tiles, TABLE_WIDTH), np.int64)
+    table = np.zeros((tiles, TABLE_WIDTH), np.int32)
     table[:, 0] = np.arange(tiles)
     table[:, 1], table[:, 2] = behind_partial - partials, behind_partial
     table[:, 3], table[:, 4] = behind_full - fulls, behind_full
@@ -147,17 +148,13 @@ def _key_tiles(
     positions: IntArray, ends: IntArray, rows: _QueryTiles, shape: TileShape, windowed: bool
 ) -> tuple[IntArray, IntArray, IntArray, IntArray]:
     """The forest's key tiles: query tile and first node of each partial one, the same of each full one."""
-    earliest = np.searchsorted(np.maximum.accumulate(ends), rows.first)  # the first node that a row can see
-    counts = -(-(rows.last + 1 - earliest) // shape.block_p)
-    query_tile = np.repeat(np.arange(len(counts)), counts)
-    back = np.arange(len(query_tile)) - np.repeat(np.cumsum(counts) - counts, counts)
-    starts = rows.last[query_tile] + 1 - (back + 1) * shape.block_p
+    query_tile, starts = _met_blocks(ends, rows, shape.block_p)
     full = (starts >= 0) & (starts + shape.block_p <= rows.first[query_tile])
     full &= _extremes(ends, shape.block_p, np.minimum, -1)[starts + shape.block_p - 1] >= rows.last[query_tile]
     if windowed:
         nearest = _extremes(positions, shape.block_p, np.minimum, LAST_POSITION)[starts + shape.block_p - 1]
         full &= nearest >= rows.most[query_tile]
-    offsets = np.arange(shape.block_p - shape.block_n, -1, -shape.block_n)
+    offsets = np.arange(shape.block_p - shape.block_n, -1, -shape.block_n, dtype=np.int32)
     partial_of = np.repeat(query_tile[~full], len(offsets))
     partial_starts = (starts[~full][:, None] + offsets).ravel()
     exists = partial_starts + shape.block_n > 0
@@ -169,9 +166,26 @@ def _key_tiles(
     return partial_of[meets], partial_starts[meets], query_tile[full], starts[full]
 
 
+def _met_blocks(ends: IntArray, rows: _QueryTiles, block: int) -> tuple[IntArray, IntArray]:
+    """Query tile and first node of the tiles of `block` nodes that may be met; pages without any are skipped whole."""
+    page = block * PAGE_TILES
+    earliest = np.searchsorted(np.maximum.accumulate(ends), rows.first)  # the first node that a row can see
+    counts = -(-(rows.last + 1 - earliest) // page)
+    query_tile = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+    before = (np.cumsum(counts) - counts).astype(np.int32)
+    back = np.arange(len(query_tile), dtype=np.int32) - np.repeat(before, counts)
+    starts = rows.last[query_tile] + 1 - (back + 1) * page
+    met = _extremes(ends, page, np.maximum, -1)[starts + page - 1] >= rows.first[query_tile]
+    query_tile = np.repeat(query_tile[met], PAGE_TILES)
+    starts = (starts[met][:, None] + np.arange(page - block, -1, -block, dtype=np.int32)).ravel()
+    exists = starts + block > 0
+    return query_tile[exists], starts[exists]
+
+
 def _extremes(values: IntArray, width: int, extreme: Callable[..., IntArray], outside: int) -> IntArray:
     """[N + width - 1]: entry s + width - 1 is the extreme of values[s : s + width], `width` a power of two."""
-    padded = np.concatenate([np.full(width - 1, outside), values, np.full(width - 1, outside)])
+    padded = np.full(len(values) + 2 * (width - 1), outside, values.dtype)
+    padded[width - 1 : width - 1 + len(values)] = values
     step = 1
     while step < width:
         padded = extreme(padded[:-step], padded[step:])
@@ -184,7 +198,7 @@ def _to_device(arrays: list[IntArray], device: torch.device) -> list[torch.Tenso
 
     A compiled graph would depend on a shared tensor's size and on where in it an array starts.
     """
-    tensors = [torch.from_numpy(array.astype(np.int32)) for array in arrays]
+    tensors = [torch.from_numpy(array) for array in arrays]
     if device.type == "cuda":
         tensors = [tensor.pin_memory() for tensor in tensors]
     return [tensor.to(device, non_blocking=True) for tensor in tensors]

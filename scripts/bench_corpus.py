@@ -179,14 +179,10 @@ class Bench:
 
         return self.clock(run, 3) / nodes
 
-    def stream(self) -> EntityStream:
-        """An empty stream, whose stages are timed one by one."""
-        return EntityStream(self.pipe, [], self.pipe._settings({}))
-
     def runs(self, documents: list[str]) -> Iterator[list[Prepared]]:
         """The documents encoded, in the groups that share a pass."""
-        stream, source = self.stream(), iter(documents)
-        while group := stream._next_group(source):
+        stream = EntityStream(self.pipe, documents, self.pipe._settings({}))
+        for group in stream._groups():
             yield from stream._runs(group)
 
     def measure(self, name: str, documents: list[str]) -> Corpus:

@@ -1,0 +1,41 @@
+"""Notices when a model's weights are changed or replaced, or its adapters switched.
+
+In: a model. Out: whether it is as it was when last asked. Cheap enough to be asked before every pass.
+Knows nothing of what depends on the weights.
+"""
+
+from typing import Any
+
+from torch import nn
+
+
+class WeightsWatch:
+    """Compares a model's modules and parameters with what they were."""
+
+    def __init__(self, model: nn.Module) -> None:
+        """Takes the model as it is now."""
+        self.model = model
+        self._look()
+
+    def changed(self) -> bool:
+        """Whether anything changed since the last call, or since the watch was made."""
+        if self._state() == self._seen:
+            return False
+        self._look()
+        return True
+
+    def _look(self) -> None:
+        modules = list(self.model.modules())
+        self._children = [module._modules for module in modules if module._modules]
+        self._parameters = [module._parameters for module in modules if module._parameters]
+        adapted = getattr(self.model, "_hf_peft_config_loaded", False)
+        self._adapted: list[Any] = [module for module in modules if hasattr(module, "base_layer")] if adapted else []
+        self._seen = self._state()
+
+    def _state(self) -> tuple[Any, ...]:
+        """Who is where, and how often each parameter was written; tensors made for inference do not count that."""
+        children = [id(child) for held in self._children for child in held.values()]
+        parameters = [parameter for held in self._parameters for parameter in held.values() if parameter is not None]
+        versions = [0 if parameter.is_inference() else parameter._version for parameter in parameters]
+        adapters = [(tuple(module.active_adapters), module.disable_adapters) for module in self._adapted]
+        return children, list(map(id, parameters)), versions, adapters
