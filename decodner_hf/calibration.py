@@ -5,7 +5,7 @@ configuration and is then used by default. The examples are scored once and deco
 Knows nothing of files; never show it a test set.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -125,6 +125,54 @@ def fit(scored: ScoredExamples, before: Decoder, min_support: int = MIN_SUPPORT)
     )
 
 
+def fit_jointly(sets: Sequence[tuple[ScoredExamples, Decoder]]) -> Calibration:
+    """Fits one temperature and one threshold to several sets, whose labels differ, each counting the same.
+
+    For models that are asked for any labels: no label has a threshold of its own. `f1` and `nll` are means over the
+    sets; `sets` are scored examples with the decoder to start from; see `calibrate`.
+
+    Raises:
+        ValueError: no set, multi_label, or a set without a gold span among its candidates.
+    """
+    if not sets:
+        raise ValueError("there is no set to calibrate on: give at least one.")
+    if any(before.multi_label or not scored.gold_label().any() for scored, before in sets):
+        raise ValueError("each set needs gold spans among its candidates and one label a span (no multi_label).")
+    golds = [scored.gold_label() for scored, _ in sets]
+
+    def nll(temperatures: Sequence[float]) -> float:
+        parts = zip(sets, golds, temperatures, strict=True)
+        return float(
+            np.mean([negative_log_likelihood(scored.label_logits, gold, t) for (scored, _), gold, t in parts])
+        )
+
+    temperature = _least(lambda value: nll([value] * len(sets)))
+    selections = FLAT_SELECTIONS if sets[0][1].overlap == "flat" else (sets[0][1].flat_selection,)
+    found = []
+    for way in selections:
+        ascents = [
+            _Ascent(scored, replace(before, temperature=temperature, flat_selection=way), GRID)
+            for scored, before in sets
+        ]
+        means = {t: float(np.mean([a.f1([t] * len(a.scored.labels)) for a in ascents])) for t in GRID}
+        threshold = max(GRID, key=lambda value: (means[value], -abs(value - 0.5)))
+        found.append((threshold, way, means[threshold]))
+    threshold, way, f1 = max(found, key=lambda item: item[2])  # the first of equals
+    befores = [_Ascent(scored, before, (min(before.thresholds),)).f1(before.thresholds) for scored, before in sets]
+    return Calibration(
+        temperature=temperature,
+        threshold=threshold,
+        label_thresholds={},
+        flat_selection=way,
+        nll=nll([temperature] * len(sets)),
+        nll_before=nll([before.temperature for _, before in sets]),
+        f1=f1,
+        f1_before=float(np.mean(befores)),
+        num_examples=sum(scored.num_examples for scored, _ in sets),
+        num_gold=sum(len(scored.gold) for scored, _ in sets),
+    )
+
+
 def negative_log_likelihood(label_logits: NDArray[Any], gold: NDArray[np.int64], temperature: float) -> float:
     """Mean of -log softmax(label_logits [S, L + 1] / temperature) at the columns `gold` [S], in nats."""
     logits = np.asarray(label_logits, np.float64) / temperature
@@ -133,16 +181,20 @@ def negative_log_likelihood(label_logits: NDArray[Any], gold: NDArray[np.int64],
     return float((log_sums - logits[np.arange(len(gold)), gold]).mean())
 
 
-def fit_temperature(label_logits: NDArray[Any], gold: NDArray[np.int64], tolerance: float = 1e-4) -> float:
-    """The temperature of the smallest negative log-likelihood, which has one minimum: golden section on its logarithm.
+def fit_temperature(label_logits: NDArray[Any], gold: NDArray[np.int64]) -> float:
+    """The temperature of the smallest negative log-likelihood, which has one minimum.
 
     Where every candidate's best label is right, or no temperature helps, the result is the end of the range searched.
     """
+    return _least(lambda temperature: negative_log_likelihood(label_logits, gold, temperature))
+
+
+def _least(nll: Callable[[float], float], tolerance: float = 1e-4) -> float:
+    """The temperature at which `nll` is least: golden section on the temperature's logarithm."""
     low, high = -np.log(LARGEST_TEMPERATURE), np.log(LARGEST_TEMPERATURE)
     while high - low > tolerance:
         left, right = high - GOLDEN * (high - low), low + GOLDEN * (high - low)
-        values = [negative_log_likelihood(label_logits, gold, float(np.exp(point))) for point in (left, right)]
-        low, high = (low, right) if values[0] <= values[1] else (left, high)
+        low, high = (low, right) if nll(float(np.exp(left))) <= nll(float(np.exp(right))) else (left, high)
     return float(np.exp((low + high) / 2.0))
 
 

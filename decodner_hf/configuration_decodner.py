@@ -122,6 +122,13 @@ class DecodNERConfig(PreTrainedConfig):
         own = {name for cls in type(self).__mro__ for name in getattr(cls, "__annotations__", {})}
         return set(vars(PreTrainedConfig())) | own | HF_CONFIG_KEYS
 
+    def to_dict(self) -> dict[str, Any]:
+        """As its base, without the path that the decoder was loaded from: it says nothing elsewhere."""
+        values: dict[str, Any] = super().to_dict()
+        if isinstance(values.get("text_config"), dict):
+            values["text_config"].pop("_name_or_path", None)
+        return values
+
     def settings(self) -> dict[str, Any]:
         """What `to_dict` gives, without attributes that others have set and this class does not know."""
         known = self._known_keys()

@@ -13,6 +13,7 @@ from decodner_hf.calibration import (
     Calibration,
     calibrate,
     fit,
+    fit_jointly,
     fit_temperature,
     negative_log_likelihood,
     reliability,
@@ -184,3 +185,32 @@ def test_reliability_by_hand():
     assert (bins[9]["score"], bins[9]["accuracy"]) == (pytest.approx(0.94), 0.5)
     assert bins[1]["score"] is None
     assert report["expected_calibration_error"] == pytest.approx((0.55 + 2 * 0.44) / 3)
+
+
+@given(st.lists(scored_examples(), min_size=1, max_size=3))
+@settings(max_examples=15, deadline=None)
+def test_one_threshold_for_several_sets_is_the_best_of_the_grid_on_their_mean(sets):
+    start = Decoder((0.5, 0.5), 1.0, "flat", "greedy")
+    fitted = fit_jointly([(scored, start) for scored in sets])
+    assert fitted.label_thresholds == {}
+    tried = {}
+    for way, threshold in product(("greedy", "exact"), GRID):
+        decoder = Decoder((threshold, threshold), fitted.temperature, "flat", way)
+        tried[way, threshold] = np.mean([f1(scored, decoder) for scored in sets])
+    assert fitted.f1 == pytest.approx(max(tried.values()))
+    assert tried[fitted.flat_selection, fitted.threshold] == pytest.approx(fitted.f1)
+    assert fitted.f1_before == pytest.approx(np.mean([f1(scored, start) for scored in sets]))
+    means = [
+        np.mean([negative_log_likelihood(scored.label_logits, scored.gold_label(), value) for scored in sets])
+        for value in (fitted.temperature * 0.97, fitted.temperature, fitted.temperature * 1.03)
+    ]
+    assert means[1] == min(means) or fitted.temperature > 19.9  # the end of the range searched
+    assert fitted.nll == pytest.approx(means[1])
+
+
+def test_sets_without_gold_candidates_are_refused():
+    nothing = scored_of([[0, 0, 0]], [(0, 0, 1)], [(0, 5, 9, 0)])
+    with pytest.raises(ValueError, match="gold spans among its candidates"):
+        fit_jointly([(nothing, Decoder((0.5, 0.5), 1.0, "flat", "greedy"))])
+    with pytest.raises(ValueError, match="no set to calibrate on"):
+        fit_jointly([])

@@ -91,3 +91,10 @@ def test_labels_and_thresholds_are_normalised():
     assert check_threshold(1, "it") == 1.0
     with pytest.raises(ValueError, match="threshold of it"):
         check_threshold(True, "it")
+
+
+def test_a_saved_configuration_says_nothing_of_where_the_decoder_lay(tmp_path):
+    decoder = LlamaConfig(**LLAMA)
+    decoder._name_or_path = "/some/where"
+    DecodNERConfig(text_config=decoder).save_pretrained(tmp_path)
+    assert "/some/where" not in (tmp_path / "config.json").read_text()
