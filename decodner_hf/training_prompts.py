@@ -207,8 +207,13 @@ class OpenPrompter:
         """Puts each example's types in a random order, and leaves out those beyond the most that a prompt holds."""
         order = np.lexsort((generator.random(len(owner)), owner))
         owner, types = owner[order], types[order]
-        within = ramp_of(np.bincount(owner, minlength=number)) < self.most
-        owner, types = owner[within], types[within]
+        within = ramp_of(np.bincount(owner, minlength=number))
+        lengths = self._lengths[types]
+        before = np.cumsum(lengths) - lengths  # tokens of the types before, in this prompt and all before it
+        before -= before[np.searchsorted(owner, owner)]
+        fits = (within == 0) | (self._frame + before + lengths <= self.settings.prompt_tokens)
+        fits &= within < self.most
+        owner, types = owner[fits], types[fits]
         counts = np.bincount(owner, minlength=number)
         sizes = self._frame + np.bincount(owner, weights=self._lengths[types], minlength=number).astype(np.int64)
         return Questions(bounds_of(counts), types, sizes)

@@ -215,6 +215,20 @@ def test_types_are_sometimes_asked_for_by_a_more_general_one():
         assert set(asked.tolist()) == seen
 
 
+def test_prompts_stay_within_their_tokens_and_ask_for_one_type_at_least():
+    tokenizer, sources = byte_level_single_digits(), encoded(SENTENCES * 20)
+    sizes = {}
+    for limit in (1, 45, 512):
+        prompter = OpenPrompter(OpenTypes(prompt_tokens=limit), sources, tokenizer, PromptTemplate())
+        questions = prompter.draw(sources.documents, np.random.default_rng(0))
+        asked = np.diff(questions.cu_types)
+        assert asked.min() >= 1
+        assert (questions.sizes[asked > 1] <= limit).all()
+        sizes[limit] = asked.mean()
+    assert sizes[1] == 1
+    assert sizes[1] < sizes[512]
+
+
 def test_every_prompt_asks_for_a_type_even_where_the_source_knows_one_only():
     source = TrainingSource("one", [Example(["Apple", "Inc."], ((0, 2, "ORG"),))] * 50, ("ORG",))
     sources = encode_sources([source], byte_level_single_digits(), PromptTemplate(), max_span_words=3)
