@@ -6,6 +6,7 @@ Knows nothing of how entities are found: it calls the pipeline.
 """
 
 import argparse
+import gc
 import io
 import json
 import os
@@ -19,27 +20,28 @@ from tqdm import tqdm
 
 from .annotate import Job, Pipe, annotate, exclusive, prepare, stream
 from .corpus_files import Record, decoded_lines
+from .default import default_model
+from .pipeline_arguments import add_pipeline_arguments, parse_labels
 from .rendering import html_page, printable, table
 from .training_arguments import add_train_arguments
 
 EXPECTED = (ValueError, OSError, RuntimeError, ImportError)  # errors whose message says enough
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 COMMANDS = ("tag", "annotate", "train")
-DTYPES = ("auto", "float32", "float16", "bfloat16")
-OVERLAPS = ("flat", "nested", "all")
 FORMATS = ("table", "json", "jsonl", "html")
 
 EXAMPLES = """\
 Finds named entities with a causal language model.
 
 examples:
-  decodner "Steve Jobs founded Apple." --model DIR_OR_ID --labels Person Company
-  cat news.txt | decodner --model DIR_OR_ID --labels "Person=a named human being" Company --format jsonl
-  decodner annotate news.jsonl --out entities.jsonl --model DIR_OR_ID --labels Person Company
+  decodner "Steve Jobs founded Apple."
+  decodner "Steve Jobs founded Apple." --labels person "company=a business"
+  cat news.txt | decodner --format jsonl
+  decodner annotate news.jsonl --out entities.jsonl --model DIR_OR_ID --labels person company
   decodner train --model DIR_OR_ID --train data/ --dev data/ --output trained
 
 `decodner TEXT` is short for `decodner tag TEXT`; `decodner annotate --help` and the like say more.
-DECODNER_MODEL in the environment stands in for --model.
+Without --model, and without DECODNER_MODEL in the environment, the small English model of the package is used.
 """
 TAG = """\
 Finds entities in texts given as arguments, or in standard input, each line of which is a document.
@@ -108,36 +110,11 @@ def _parser() -> argparse.ArgumentParser:
     start.add_argument("--overwrite", action="store_true", help="replace an output that exists, start from nothing")
     many.set_defaults(run=_annotate, parser=many)
     for command in (tag, many):
-        _add_pipeline_options(command)
+        add_pipeline_arguments(command)
     train = commands.add_parser("train", help="train on labelled data", description=TRAIN, formatter_class=raw)
     add_train_arguments(train)
     train.set_defaults(run=_train, parser=train)
     return parser
-
-
-def _add_pipeline_options(command: argparse.ArgumentParser) -> None:
-    model = os.environ.get("DECODNER_MODEL")
-    options = command.add_argument_group("model and labels")
-    options.add_argument(
-        "--model", default=model, required=model is None, metavar="DIR_OR_ID", help="a folder, or a name on the Hub"
-    )
-    options.add_argument(
-        "--labels", nargs="+", metavar="NAME[=DESCRIPTION]", help="entity types (default: those of the model)"
-    )
-    options.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: an accelerator where there is one)")
-    options.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights (default: auto, as saved)")
-    options.add_argument(
-        "--threshold", type=_probability, metavar="P", help="lowest score reported, 0 to 1 (default: the model's)"
-    )
-    options.add_argument(
-        "--label-threshold", type=_label_threshold, action="append", default=[], metavar="NAME=P",
-        help="the threshold of one label; may be repeated",
-    )  # fmt: skip
-    options.add_argument(
-        "--overlap",
-        choices=OVERLAPS,
-        help="flat: entities never overlap; nested: none cross; all (default: the model's)",
-    )
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -145,7 +122,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     if options.run is _train:
         return options
     fail = options.parser.error
-    options.labels = _labels(options.labels, fail) if options.labels else None
+    options.labels = parse_labels(options.labels, fail) if options.labels else None
     thresholds = dict(options.label_threshold)
     if len(thresholds) < len(options.label_threshold):
         fail("argument --label-threshold: a label is named twice")
@@ -165,51 +142,34 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def _labels(given: Sequence[str], fail: Any) -> dict[str, str | None]:
-    labels: dict[str, str | None] = {}
-    for item in given:
-        name, equals, description = item.partition("=")
-        if not name.strip() or (equals and not description.strip()):
-            fail(f"argument --labels: {item!r} is not NAME or NAME=DESCRIPTION")
-        if name in labels:
-            fail(f"argument --labels: {name!r} is named twice")
-        labels[name] = description if equals else None
-    return labels
-
-
-def _probability(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0.0 <= value <= 1.0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
-    return value
-
-
-def _label_threshold(text: str) -> tuple[str, float]:
-    name, equals, value = text.rpartition("=")
-    if not equals or not name.strip():
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=P, for example Person=0.3")
-    return name, _probability(value)
-
-
 def load_pipeline(options: argparse.Namespace) -> Pipe:
-    """Loads the model that the options name. The one place that imports torch and transformers.
+    """Loads the model that the options name, or the package's own.
 
     Raises:
         ValueError: options the pipeline refuses.
         OSError: a model that cannot be found.
         RuntimeError: a model whose files are broken.
     """
-    if options.model.startswith((".", "/", "~")) and not Path(options.model).exists():
-        raise FileNotFoundError(f"there is no folder {options.model}.")
+    model = options.model or str(default_model())
+    if model.startswith((".", "/", "~")) and not Path(model).exists():
+        raise FileNotFoundError(f"there is no folder {model}.")
+    gc.disable()  # thousands of modules are about to be loaded and nothing is garbage: a sixth of the time
+    try:
+        return _load(model, options)
+    finally:
+        gc.enable()
+
+
+def _load(model: str, options: argparse.Namespace) -> Pipe:
+    """The one place that imports torch and transformers, training aside."""
     import torch
     from transformers import pipeline
     from transformers.utils import logging
 
     from .pipeline_decodner import DecodNERPipeline
+    from .registration import register
 
+    register()
     if (options.device or "").startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(
             f"--device {options.device}: this machine has no GPU that torch can use; leave it out for cpu."
@@ -221,7 +181,7 @@ def load_pipeline(options: argparse.Namespace) -> Pipe:
     try:
         pipe = pipeline(
             "decodner-ner",
-            model=options.model,
+            model=model,
             device=options.device,
             dtype=options.dtype,
             pipeline_class=DecodNERPipeline,
@@ -231,9 +191,9 @@ def load_pipeline(options: argparse.Namespace) -> Pipe:
         raise
     except Exception as error:  # what broken files raise in the libraries that read them: KeyError, SafetensorError
         problem = " ".join(str(error).split())
-        raise RuntimeError(f"cannot load {options.model}: {type(error).__name__}: {problem}") from error
+        raise RuntimeError(f"cannot load {model}: {type(error).__name__}: {problem}") from error
     if options.labels is None and not pipe.model.config.entity_labels:
-        raise ValueError(f"{options.model} has no labels of its own: name some with --labels.")
+        raise ValueError(f"{model} has no labels of its own: name some with --labels.")
     loaded: Pipe = pipe
     loaded("")  # what the model cannot serve, a label named None for instance, is refused now and once
     return loaded
@@ -320,8 +280,10 @@ def _annotate(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
+    from .registration import register
     from .training import run_train
 
+    register()
     return run_train(options)
 
 

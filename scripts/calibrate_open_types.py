@@ -2,7 +2,7 @@
 
 In: a model's folder and a JSON list of dev sets (the keys of `decodner train --sources`: path, split, label_map,
 limit, name). Out: the same folder with temperature, threshold and way of selecting in its configuration, and with the
-labels that it asks for when none are named.
+labels that it asks for when none are named and the positions beyond which it was not trained.
 
 python scripts/calibrate_open_types.py --model model --sets dev_sets.json --labels person organization location
 """
@@ -27,6 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", required=True, metavar="DIR")
     parser.add_argument("--sets", type=Path, required=True, metavar="FILE")
     parser.add_argument("--labels", nargs="+", metavar="NAME", help="asked for when no others are named")
+    parser.add_argument(
+        "--max-positions", type=int, metavar="N", help="longer documents are cut into windows of these"
+    )
     options = parser.parse_args(argv)
     pipe = pipeline("decodner-ner", model=options.model, dtype="float32")
     scored = []
@@ -41,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     fitted.apply(pipe.model.config)
     if options.labels:
         pipe.model.config.entity_labels = options.labels
+    if options.max_positions:
+        pipe.model.config.text_config.max_position_embeddings = options.max_positions
     pipe.model.config.save_pretrained(options.model)
     print(json.dumps(fitted.to_dict()))
     return 0

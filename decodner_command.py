@@ -1,0 +1,13 @@
+"""The command `decodner`.
+
+In: the process's arguments. Out: an exit code.
+A module beside the package, and not inside: importing the package imports torch and transformers, unless this module
+was imported before. So help and messages about wrong arguments come at once.
+"""
+
+
+def main() -> int:
+    """Runs the command line of `decodner_hf.cli`."""
+    from decodner_hf.cli import main as run
+
+    return run()
