@@ -137,7 +137,7 @@ def test_a_typed_line_shows_its_result_and_one_interruption_ends_the_run():
     run = subprocess.Popen(
         [sys.executable, "-c", program], stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    timer = threading.Timer(20, run.kill)
+    timer = threading.Timer(60, run.kill)
     timer.start()
     try:
         os.write(ours, b"Rome\n")

@@ -14,6 +14,7 @@ from tiny_pipelines import tiny_pipeline
 from decodner_hf.evaluation import Decoder, score_examples
 from decodner_hf.evaluation import evaluate as evaluate_examples
 from decodner_hf.examples import Example, join_documents, load_examples
+from decodner_hf.label_maps import LabelMap
 from decodner_hf.span_metrics import SpanTable, bootstrap_interval, confusion, found, span_scores
 
 EVAL = Path(__file__).parents[1] / "eval"
@@ -408,4 +409,8 @@ def test_label_maps_that_ship_are_readable(tmp_path):
     path = tmp_path / "a.conll"
     path.write_text("Rome B-LOC\n")
     for label_map in (EVAL / "label_maps").iterdir():
-        assert load_examples(path, label_map=label_map)[0].entities == ((0, 1, "location"),)
+        names = list(LabelMap.read(label_map).labels)
+        assert names
+        assert not [name for name in names if "_" in name], label_map.name
+        if label_map.name.startswith("conll2003"):
+            assert load_examples(path, label_map=label_map)[0].entities == ((0, 1, "location"),)
