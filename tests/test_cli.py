@@ -112,8 +112,9 @@ def test_standard_input_that_is_empty_is_no_error(stdin, capsys):
 
 
 TYPED = """
-import sys, types
+import signal, sys, types
 from itertools import islice
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits that it is ignored
 package = types.ModuleType("decodner_hf")
 package.__path__ = [FOLDER]
 sys.modules["decodner_hf"] = package
@@ -137,7 +138,7 @@ def test_a_typed_line_shows_its_result_and_one_interruption_ends_the_run():
     run = subprocess.Popen(
         [sys.executable, "-c", program], stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    timer = threading.Timer(60, run.kill)
+    timer = threading.Timer(20, run.kill)
     timer.start()
     try:
         os.write(ours, b"Rome\n")
