@@ -106,9 +106,8 @@ def fit(scored: ScoredExamples, before: Decoder, min_support: int = MIN_SUPPORT)
         )
     temperature = fit_temperature(scored.label_logits, gold)
     frequent = np.bincount(scored.gold.label, minlength=len(scored.labels)) >= min_support  # [L]
-    selections = FLAT_SELECTIONS if before.overlap == "flat" else (before.flat_selection,)
     start = replace(before, temperature=temperature)
-    fitted = [_Ascent(scored, replace(start, flat_selection=way), GRID).run(frequent) for way in selections]
+    fitted = [_Ascent(scored, replace(start, flat_selection=way), GRID).run(frequent) for way in _selections(before)]
     general, decoder, f1 = max(fitted, key=lambda item: item[2])  # the first of equals
     own = {scored.labels[index]: decoder.thresholds[index] for index in np.flatnonzero(frequent).tolist()}
     return Calibration(
@@ -119,7 +118,7 @@ def fit(scored: ScoredExamples, before: Decoder, min_support: int = MIN_SUPPORT)
         nll=negative_log_likelihood(scored.label_logits, gold, temperature),
         nll_before=negative_log_likelihood(scored.label_logits, gold, before.temperature),
         f1=f1,
-        f1_before=_Ascent(scored, before, (min(before.thresholds),)).f1(before.thresholds),
+        f1_before=_f1_of(scored, before),
         num_examples=scored.num_examples,
         num_gold=len(scored.gold),
     )
@@ -147,18 +146,14 @@ def fit_jointly(sets: Sequence[tuple[ScoredExamples, Decoder]]) -> Calibration:
         )
 
     temperature = _least(lambda value: nll([value] * len(sets)))
-    selections = FLAT_SELECTIONS if sets[0][1].overlap == "flat" else (sets[0][1].flat_selection,)
     found = []
-    for way in selections:
+    for way in _selections(sets[0][1]):
         ascents = [
             _Ascent(scored, replace(before, temperature=temperature, flat_selection=way), GRID)
             for scored, before in sets
         ]
-        means = {t: float(np.mean([a.f1([t] * len(a.scored.labels)) for a in ascents])) for t in GRID}
-        threshold = max(GRID, key=lambda value: (means[value], -abs(value - 0.5)))
-        found.append((threshold, way, means[threshold]))
-    threshold, way, f1 = max(found, key=lambda item: item[2])  # the first of equals
-    befores = [_Ascent(scored, before, (min(before.thresholds),)).f1(before.thresholds) for scored, before in sets]
+        found.append((*_general(ascents), way))
+    threshold, f1, way = max(found, key=lambda item: item[1])  # the first of equals
     return Calibration(
         temperature=temperature,
         threshold=threshold,
@@ -167,7 +162,7 @@ def fit_jointly(sets: Sequence[tuple[ScoredExamples, Decoder]]) -> Calibration:
         nll=nll([temperature] * len(sets)),
         nll_before=nll([before.temperature for _, before in sets]),
         f1=f1,
-        f1_before=float(np.mean(befores)),
+        f1_before=float(np.mean([_f1_of(scored, before) for scored, before in sets])),
         num_examples=sum(scored.num_examples for scored, _ in sets),
         num_gold=sum(len(scored.gold) for scored, _ in sets),
     )
@@ -248,9 +243,8 @@ class _Ascent:
 
     def run(self, own: NDArray[np.bool_]) -> tuple[float, Decoder, float]:
         """The best threshold for all labels, the decoder with those of the labels `own` [L] fitted, and its F1."""
-        labels = len(own)
-        general = max(self.grid, key=lambda value: (self.f1([value] * labels), -abs(value - 0.5)))
-        thresholds: list[float] = [general] * labels
+        general, _ = _general([self])
+        thresholds: list[float] = [general] * len(own)
         before: list[float] = []
         while thresholds != before:  # ends: F1, then closeness to the general threshold, never get worse
             before = thresholds
@@ -262,3 +256,22 @@ class _Ascent:
         """The thresholds with the best one for `label`; the one closest to `general` of equals."""
         tries = ([*thresholds[:label], value, *thresholds[label + 1 :]] for value in self.grid)
         return max(tries, key=lambda tried: (self.f1(tried), -abs(tried[label] - general)))
+
+
+def _selections(before: Decoder) -> tuple[str, ...]:
+    """The ways of selecting that are tried; only flat entities have several."""
+    return FLAT_SELECTIONS if before.overlap == "flat" else (before.flat_selection,)
+
+
+def _f1_of(scored: ScoredExamples, decoder: Decoder) -> float:
+    return _Ascent(scored, decoder, (min(decoder.thresholds),)).f1(decoder.thresholds)
+
+
+def _general(ascents: Sequence[_Ascent]) -> tuple[float, float]:
+    """The one threshold for all labels with the best mean F1, the one closest to 0.5 of equals, and that F1."""
+    means = {
+        value: float(np.mean([ascent.f1([value] * len(ascent.scored.labels)) for ascent in ascents]))
+        for value in ascents[0].grid
+    }
+    best = max(means, key=lambda value: (means[value], -abs(value - 0.5)))
+    return best, means[best]

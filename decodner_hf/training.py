@@ -46,11 +46,12 @@ class TimeLimit(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         """Asks for a checkpoint and the end."""
-        ranks = PartialState().num_processes
-        if ranks > 1 and state.global_step % STEPS_TOGETHER:
-            return
-        late = torch.tensor(float(time.monotonic() > self.end), device=args.device)
-        if (reduce(late, "sum") if ranks > 1 else late).item():
+        late = time.monotonic() > self.end
+        if PartialState().num_processes > 1:
+            if state.global_step % STEPS_TOGETHER:
+                return
+            late = bool(reduce(torch.tensor(float(late), device=args.device), "sum").item())
+        if late:
             control.should_save = control.should_training_stop = True
 
 

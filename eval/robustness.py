@@ -5,13 +5,13 @@ to ask for; the gold spans are the same in all.
 Knows nothing of models.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import permutations
 
 import numpy as np
 
-from decodner_hf.examples import Example, join_documents
+from decodner_hf.examples import Example, join_documents, recased
 
 NAMES = {"person": ("people", "human", "individual"), "organization": ("company or institution", "institution"),
          "location": ("place", "geographic location")}  # fmt: skip
@@ -60,8 +60,8 @@ def variants(examples: Sequence[Example], seed: int = 0) -> Iterator[Variant]:
     for index in np.random.default_rng(seed).permutation(len(orders))[:SHUFFLES].tolist():
         yield Variant("order", ", ".join(orders[index]), list(examples), dict.fromkeys(orders[index]))
     yield Variant("descriptions", "with descriptions", list(examples), dict(DESCRIPTIONS))
-    yield Variant("case", "UPPER CASE", recased(examples, str.upper), plain)
-    yield Variant("case", "lower case", recased(examples, str.lower), plain)
+    yield Variant("case", "UPPER CASE", [recased(example, "upper") for example in examples], plain)
+    yield Variant("case", "lower case", [recased(example, "lower") for example in examples], plain)
     yield Variant(
         "length", f"documents of {LONG_WORDS:,} words and more", long_documents(examples), plain, "documents"
     )
@@ -73,11 +73,6 @@ def renamed(examples: Sequence[Example], names: dict[str, str]) -> list[Example]
         replace(example, entities=tuple((start, end, names[label]) for start, end, label in example.entities))
         for example in examples
     ]
-
-
-def recased(examples: Sequence[Example], change: Callable[[str], str]) -> list[Example]:
-    """The examples with every word changed; entities count in words and stay."""
-    return [replace(example, content=[change(word) for word in example.content]) for example in examples]
 
 
 def long_documents(examples: Sequence[Example], words: int = LONG_WORDS) -> list[Example]:

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from transformers import pipeline
 from transformers.utils import logging
 
+from decodner_hf.decoding_decodner import label_scores
 from decodner_hf.default import default_model
 from decodner_hf.examples import load_examples
 from decodner_hf.pipeline_decodner import DecodNERPipeline
@@ -115,13 +116,6 @@ def clock(run: Callable[[], Any], repeats: int) -> float:
     return statistics.median(seconds)
 
 
-def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Scores [S, L + 1] from label logits."""
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    scores: NDArray[np.float32] = powers / powers.sum(axis=1, keepdims=True)
-    return scores
-
-
 def measure(pipe: DecodNERPipeline, texts: list[str], repeats: int, reencoded: int) -> dict[str, Any]:
     """Times both ways: all `texts` and each alone; re-encoding of the first `reencoded` ones only."""
     other, sample = Reencoding(pipe), texts[:reencoded]
@@ -149,7 +143,7 @@ def measure(pipe: DecodNERPipeline, texts: list[str], repeats: int, reencoded: i
         "reencoding_sentences_per_second": len(sample) / other_together,
         "ratio": other_together / sampled,
         "first_sentence": {"text": texts[0], "ms": 1000 * alone[0], "reencoding_ms": 1000 * other_alone},
-        "largest_score_difference": float(np.abs(softmax(found) - softmax(expected)).max()),
+        "largest_score_difference": float(np.abs(label_scores(found) - label_scores(expected)).max()),
     }
 
 
