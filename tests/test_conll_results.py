@@ -1,4 +1,3 @@
-import importlib
 import json
 import os
 import sys
@@ -7,6 +6,7 @@ from pathlib import Path
 
 import conll_results
 import pytest
+import run_eval
 from conll_tables import spread
 from parallel_tasks import Runner, Settings, Task, left_to_do, read_results, write_results
 
@@ -120,8 +120,6 @@ def options(tmp_path):
 
 
 def test_every_command_is_one_that_its_parser_takes(options):
-    sys.path.insert(0, str(EVAL))
-    run_eval = importlib.import_module("run_eval")
     parser = ArgumentParser()
     add_train_arguments(parser)
     tasks = conll_results.conll_tasks(options("--extra", "--none-weight 0.25 --warmup 0.1", "--epochs", "3"))

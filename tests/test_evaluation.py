@@ -1,12 +1,12 @@
-import importlib
 import json
-import sys
 from itertools import pairwise
 from pathlib import Path
 
 import evaluate
 import numpy as np
+import other_scorers
 import pytest
+import run_eval
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_pipelines import tiny_pipeline
@@ -19,18 +19,6 @@ from decodner_hf.span_metrics import SpanTable, bootstrap_interval, confusion, f
 
 EVAL = Path(__file__).parents[1] / "eval"
 LABELS = ["A", "B", "C"]
-
-
-@pytest.fixture(scope="module")
-def run_eval():
-    sys.path.insert(0, str(EVAL))
-    yield importlib.import_module("run_eval")
-    sys.path.remove(str(EVAL))
-
-
-@pytest.fixture(scope="module")
-def other_scorers(run_eval):  # noqa: ARG001  # which finds the folder
-    return importlib.import_module("other_scorers")
 
 
 @pytest.fixture(scope="module")
@@ -149,19 +137,19 @@ def flat_spans(draw):
 
 @given(st.lists(st.tuples(flat_spans(), flat_spans()), min_size=1, max_size=4))
 @settings(deadline=None, max_examples=60)
-def test_seqeval_agrees_where_spans_are_flat(other_scorers, corpus):
+def test_seqeval_agrees_where_spans_are_flat(corpus):
     gold, predicted = tables(corpus)
     scores = span_scores(gold, predicted, LABELS)
     theirs = other_scorers.seqeval_scores(gold, predicted)
     assert theirs == pytest.approx({name: scores[name] for name in ("precision", "recall", "f1")})
 
 
-def test_seqeval_is_not_asked_where_spans_overlap(other_scorers):
+def test_seqeval_is_not_asked_where_spans_overlap():
     nested = SpanTable.from_lists([[(0, 3, "A"), (1, 2, "A")]], LABELS)
     assert other_scorers.seqeval_scores(nested, nested) is None
 
 
-def test_partial_matches_by_hand(other_scorers):
+def test_partial_matches_by_hand():
     pytest.importorskip("nervaluate")
     gold = SpanTable.from_lists([[(0, 4, "A"), (6, 8, "B")], [(0, 4, "A")]], LABELS)
     predicted = SpanTable.from_lists([[(0, 3, "A"), (6, 8, "C"), (8, 9, "A")], [(4, 6, "A")]], LABELS)
@@ -289,16 +277,16 @@ def files(tmp_path_factory, pipe):
     return folder
 
 
-def call(run_eval, files, *arguments):
+def call(files, *arguments):
     common = ["--dataset", str(files / "data"), "--model", str(files / "model"), "--device", "cpu"]
     return run_eval.main([*common, *map(str, arguments)])
 
 
-def test_one_command_evaluates_and_reports(run_eval, files, capsys):
+def test_one_command_evaluates_and_reports(files, capsys):
     out, plots = files / "out" / "results.json", files / "plots"
     arguments = ["--out", out, "--plots", plots, "--card", files / "model", "--dataset-id", "someone/set"]
     for _ in range(2):  # the second run replaces the card's first entry
-        assert call(run_eval, files, "--threshold", "0.2", "--context", "document", *arguments) == 0
+        assert call(files, "--threshold", "0.2", "--context", "document", *arguments) == 0
     result = json.loads(out.read_text())
     printed = capsys.readouterr().out
     assert f"{100 * result['scores']['f1']:6.2f}" in printed
@@ -315,9 +303,9 @@ def test_one_command_evaluates_and_reports(run_eval, files, capsys):
     assert f"value: {round(result['scores']['f1'], 4)}" in written[0].read_text()
 
 
-def test_the_interval_is_over_documents(run_eval, files, pipe):
+def test_the_interval_is_over_documents(files, pipe):
     out = files / "interval.json"
-    assert call(run_eval, files, "--threshold", "0.2", "--resamples", "50", "--seed", "3", "--out", out) == 0
+    assert call(files, "--threshold", "0.2", "--resamples", "50", "--seed", "3", "--out", out) == 0
     scored = score_examples(pipe, EXAMPLES)
     assert scored.documents.tolist() == [0, 0, 1, 2]
     predicted = Decoder.of(pipe, scored.labels, threshold=0.2).decode(scored)
@@ -328,16 +316,16 @@ def test_the_interval_is_over_documents(run_eval, files, pipe):
     assert json.loads(out.read_text())["scores"]["f1_interval"] == pytest.approx(expected[0]) != expected[1]
 
 
-def test_calibration_is_fitted_to_dev_saved_and_used(run_eval, files):
+def test_calibration_is_fitted_to_dev_saved_and_used(files):
     out = files / "calibrated.json"
-    assert call(run_eval, files, "--calibrate", "dev", "--save-calibration", "--labels-from-data", "--out", out) == 0
+    assert call(files, "--calibrate", "dev", "--save-calibration", "--labels-from-data", "--out", out) == 0
     result = json.loads(out.read_text())
     config = json.loads((files / "model" / "config.json").read_text())
     assert config["temperature"] == result["settings"]["temperature"] == result["calibration"]["temperature"] != 1.0
     assert config["threshold"] == result["calibration"]["threshold"]
     assert result["scores"]["f1"] == pytest.approx(result["calibration"]["f1"])  # dev is test here
     again = files / "again.json"
-    assert call(run_eval, files, "--thresholds-from-config", "--out", again) == 0
+    assert call(files, "--thresholds-from-config", "--out", again) == 0
     assert json.loads(again.read_text())["scores"] == result["scores"]
 
 
@@ -353,35 +341,35 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("arguments", REFUSED.values(), ids=REFUSED.keys())
-def test_wrong_usage_is_refused(run_eval, files, arguments):
+def test_wrong_usage_is_refused(files, arguments):
     with pytest.raises(SystemExit) as stop:
-        call(run_eval, files, *arguments)
+        call(files, *arguments)
     assert stop.value.code == 2
 
 
-def test_help_says_where_thresholds_come_from(run_eval, capsys):
+def test_help_says_where_thresholds_come_from(capsys):
     with pytest.raises(SystemExit):
         run_eval.main(["--help"])
     assert "must never be chosen on test data" in capsys.readouterr().out
 
 
-def test_bad_data_ends_with_a_message(run_eval, files, capsys):
+def test_bad_data_ends_with_a_message(files, capsys):
     (files / "map.json").write_text('{"A": "a"}')
     (files / "flat.conll").write_text("Rome B-A\n")
-    assert call(run_eval, files, "--labels-from-map", files / "map.json") == 1
+    assert call(files, "--labels-from-map", files / "map.json") == 1
     assert "misses 'B'" in capsys.readouterr().err
     arguments = ["--dataset", str(files / "flat.conll"), "--model", str(files / "model"), "--context", "document"]
     assert run_eval.main(arguments) == 1
     assert "which document" in capsys.readouterr().err
 
 
-def test_a_gpu_that_is_not_there_is_a_message(run_eval, files, capsys, monkeypatch):
+def test_a_gpu_that_is_not_there_is_a_message(files, capsys, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert call(run_eval, files, "--device", "cuda:0") == 1
+    assert call(files, "--device", "cuda:0") == 1
     assert "no CUDA GPU" in capsys.readouterr().err
 
 
-def test_zero_shot_asks_for_phrases_and_leaves_misc_out(run_eval, files, capsys):
+def test_zero_shot_asks_for_phrases_and_leaves_misc_out(files, capsys):
     gold = dict.fromkeys(run_eval.SETS, "misc") | {
         "mit_restaurant": "Restaurant_Name",
         "crossner_ai": "programlang",

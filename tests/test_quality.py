@@ -1,9 +1,11 @@
-import importlib
 import json
-import sys
 from pathlib import Path
 
 import pytest
+import quality
+import robustness
+import run_eval
+import zero_shot
 from tiny_pipelines import tiny_pipeline
 
 from decodner_hf.examples import Example, load_examples
@@ -13,23 +15,6 @@ EVAL = Path(__file__).parents[1] / "eval"
 WORDS = ["Apple", "was", "founded", "by", "Steve", "Jobs", "in", "Cupertino", "."]
 SPANS = ((0, 1), (4, 6), (7, 8))
 COARSE = ["PER", "ORG", "LOC", "MISC"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quality():
-    sys.path.insert(0, str(EVAL))
-    yield importlib.import_module("quality")
-    sys.path.remove(str(EVAL))
-
-
-@pytest.fixture(scope="module")
-def robustness(quality):  # noqa: ARG001  # which finds the folder
-    return importlib.import_module("robustness")
-
-
-@pytest.fixture(scope="module")
-def zero_shot(quality):  # noqa: ARG001
-    return importlib.import_module("zero_shot")
 
 
 def write_set(folder, splits, labels, documents=False, broken=()):
@@ -48,7 +33,7 @@ def write_set(folder, splits, labels, documents=False, broken=()):
 
 
 @pytest.fixture
-def data(tmp_path, zero_shot, quality):
+def data(tmp_path):
     def make(broken):
         for name, splits in (("conll2003", ("valid", "test")), ("wikigold", ("test",))):
             write_set(tmp_path / name, splits, COARSE, True, broken)
@@ -65,7 +50,7 @@ def data(tmp_path, zero_shot, quality):
 
 
 @pytest.fixture
-def pipe(quality, monkeypatch):
+def pipe(monkeypatch):
     pipe = tiny_pipeline()
     pipe.model.config.threshold = 0.05
     loaded = []
@@ -74,15 +59,15 @@ def pipe(quality, monkeypatch):
     assert len(loaded) == 1
 
 
-def run(quality, data, *extra):
+def run(data, *extra):
     out = data / "out" / "quality.json"
     assert quality.main(["--model", "M", "--data", str(data), "--out", str(out), *extra]) == 0
     return json.loads(out.read_text())
 
 
-def test_test_splits_are_measured_as_published_and_dev_splits_are_not_read(quality, zero_shot, data, pipe):
+def test_test_splits_are_measured_as_published_and_dev_splits_are_not_read(data, pipe):
     folder = data(broken=("dev", "valid"))
-    rows = run(quality, folder, "--only", "unseen", "seen")["rows"]
+    rows = run(folder, "--only", "unseen", "seen")["rows"]
     unseen = [row for row in rows if row["table"] == "unseen"]
     assert [(row["name"], row["read"], len(row["labels"])) for row in unseen[:3]] == [
         ("conll2003 test", "sentences", 3),
@@ -100,19 +85,18 @@ def test_test_splits_are_measured_as_published_and_dev_splits_are_not_read(quali
     seen = {row["name"]: row for row in rows if row["table"] == "seen"}
     assert list(seen) == ["wnut17 test", "bc5cdr test", "ncbi_disease test", "multiconer2 dev", "stackoverflow test"]
     assert len(seen["multiconer2 dev"]["labels"]) == 33
-    run_eval = importlib.import_module("run_eval")
     options = run_eval._parse(["--zero-shot", "--data", str(folder), "--model", "M"])
-    benchmark = run_eval.evaluate_set(pipe, *reference(zero_shot, folder, "mit_restaurant", options), "x", "test")
+    benchmark = run_eval.evaluate_set(pipe, *reference(folder, "mit_restaurant", options), "x", "test")
     assert unseen[-1]["scores"] == benchmark["scores"]
 
 
-def reference(zero_shot, folder, name, options):
+def reference(folder, name, options):
     label_map = LabelMap.read(zero_shot.label_phrases(name, ["RATINGS_AVERAGE", "YEAR"]))
     return load_examples(folder / name, "test", label_map=label_map), options, label_map.labels
 
 
-def test_dev_reads_no_test_split(quality, data, pipe):  # noqa: ARG001
-    measured = run(quality, data(broken=("test",)), "--dev")
+def test_dev_reads_no_test_split(data, pipe):  # noqa: ARG001
+    measured = run(data(broken=("test",)), "--dev")
     names = [row["name"] for row in measured["rows"] if row["table"] != "robustness"]
     assert {name.split()[1] for name in names} == {"dev", "valid"}
     assert sum(bool(row.get("zero_shot")) for row in measured["rows"]) == 5
@@ -123,10 +107,10 @@ def test_dev_reads_no_test_split(quality, data, pipe):  # noqa: ARG001
     assert others[-1]["examples"] == 1
 
 
-def test_the_models_own_thresholds_decide(quality, data, pipe):
+def test_the_models_own_thresholds_decide(data, pipe):
     pipe.model.config.threshold = 1.0
     pipe.model.config.label_thresholds = {"person": 0.0}
-    measured = run(quality, data(broken=()), "--only", "unseen", "--dev")
+    measured = run(data(broken=()), "--only", "unseen", "--dev")
     scores = measured["rows"][0]["scores"]["per_label"]
     assert scores["person"]["predicted"] > 0
     assert scores["location"]["predicted"] == scores["organization"]["predicted"] == 0
@@ -140,7 +124,7 @@ def named(number, document=None):
     return Example([f"w{number}", "x"], ((0, 1, "person"),), document)
 
 
-def test_samples_are_whole_documents_evenly_spaced(quality):
+def test_samples_are_whole_documents_evenly_spaced():
     loose = [named(number) for number in range(100)]
     assert [example.content[0] for example in quality.sampled(loose, 3)] == ["w0", "w50", "w99"]
     assert quality.sampled(loose, 1000) == loose
@@ -151,7 +135,7 @@ def test_samples_are_whole_documents_evenly_spaced(quality):
     assert len(quality.sampled(grouped, 1)) == 10
 
 
-def test_variants_change_one_thing_and_keep_the_gold_spans(robustness):
+def test_variants_change_one_thing_and_keep_the_gold_spans():
     example = Example(["Ann", "saw", "Rome"], ((0, 1, "person"), (2, 3, "location")), "1")
     variants = {variant.name: variant for variant in robustness.variants([example])}
     assert len(variants) == 14
@@ -169,7 +153,7 @@ def test_variants_change_one_thing_and_keep_the_gold_spans(robustness):
         list(robustness.variants([Example("Ann", ())]))
 
 
-def test_long_documents_hold_whole_documents_and_every_entity(robustness):
+def test_long_documents_hold_whole_documents_and_every_entity():
     examples = [named(number, str(number // 3)) for number in range(20)]  # 6 words a document, the last 4
     long = robustness.long_documents(examples, 10)
     assert [len(example.content) for example in long] == [12, 12, 16]
@@ -189,7 +173,7 @@ def row(table, name, f1, **more):
             "coverage": {"candidate": 9, "wider_than_limit": 1}, **more}  # fmt: skip
 
 
-def test_tables_give_the_plain_average_and_differences(quality, tmp_path, capsys):
+def test_tables_give_the_plain_average_and_differences(tmp_path, capsys):
     rows = [
         row("unseen", "wikigold test with MISC", 0.7, labels=["person", "miscellaneous"]),
         row("unseen", "crossner_ai test", 0.3, zero_shot=True),
@@ -211,7 +195,7 @@ def test_tables_give_the_plain_average_and_differences(quality, tmp_path, capsys
     assert not any("train split" in line for line in lines)
 
 
-def test_bad_calls_say_what_to_do(quality, tmp_path, capsys, pipe):  # noqa: ARG001
+def test_bad_calls_say_what_to_do(tmp_path, capsys, pipe):  # noqa: ARG001
     out = str(tmp_path / "q.json")
     for extra, said in (
         ([], "name a --model"),
@@ -225,7 +209,7 @@ def test_bad_calls_say_what_to_do(quality, tmp_path, capsys, pipe):  # noqa: ARG
     assert "quality: error: " in capsys.readouterr().err
 
 
-def test_label_maps_keep_labels_apart(quality):
+def test_label_maps_keep_labels_apart():
     for name in quality.SEEN:
         label_map = LabelMap.read(EVAL / "label_maps" / f"{name}.json")
         assert len(label_map.labels) == len(label_map.names)
