@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from .configuration_decodner import FLAT_SELECTIONS, DecodNERConfig
 from .evaluation import Decoder, ScoredExamples, score_examples
 from .examples import Example
+from .passages import Context
 from .pipeline_decodner import DecodNERPipeline
 
 FloatArray = NDArray[np.float64]
@@ -70,7 +71,7 @@ def calibrate(
     pipe: DecodNERPipeline,
     examples: Sequence[Example],
     *,
-    context_words: int | None = None,
+    context: Context | None = None,
     min_support: int = MIN_SUPPORT,
     **choices: Any,
 ) -> Calibration:
@@ -83,14 +84,14 @@ def calibrate(
     Args:
         pipe: the pipeline.
         examples: a dev set, fully labelled.
-        context_words: as for `score_examples`: calibrate in the mode that will be used.
+        context: as for `score_examples`: calibrate in the mode that will be used.
         min_support: gold spans that a label needs for a threshold of its own.
         **choices: keyword arguments of a call to the pipeline (candidate_labels, overlap).
 
     Raises:
         ValueError: multi_label, no gold span among the candidates, or what `score_examples` refuses.
     """
-    scored = score_examples(pipe, examples, context_words=context_words, **choices)
+    scored = score_examples(pipe, examples, context=context, **choices)
     return fit(scored, Decoder.of(pipe, scored.labels, **choices), min_support)
 
 

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .decoding_decodner import label_scores
-from .examples import Example, Passage, join_documents, labels_of
+from .examples import Example, labels_of
+from .passages import Context, Passage, passages_of
 from .pipeline_decodner import DecodNERPipeline
 from .requests_decodner import Settings
 from .results_decodner import Prepared
@@ -26,7 +27,6 @@ IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
 
 PASSAGES_AT_ONCE = 64  # encoded together
-CONTEXT_WORDS = 400  # of a passage of document context
 COVERAGE_KINDS = ("candidate", "wider_than_limit", "off_word_bounds", "without_token")
 
 
@@ -140,20 +140,20 @@ class Decoder:
 
 
 def evaluate(
-    pipe: DecodNERPipeline, examples: Sequence[Example], *, context_words: int | None = None, **choices: Any
+    pipe: DecodNERPipeline, examples: Sequence[Example], *, context: Context | None = None, **choices: Any
 ) -> dict[str, Any]:
     """Returns the figures of `span_scores`, and the coverage, of a pipeline on labelled examples.
 
     Args:
         pipe: the pipeline.
         examples: what to score it on.
-        context_words: see `score_examples`.
+        context: see `score_examples`.
         **choices: keyword arguments of a call to the pipeline.
 
     Raises:
         ValueError: what `score_examples` refuses.
     """
-    scored = score_examples(pipe, examples, context_words=context_words, **choices)
+    scored = score_examples(pipe, examples, context=context, **choices)
     predicted = Decoder.of(pipe, scored.labels, **choices).decode(scored)
     return span_scores(scored.gold, predicted, scored.labels) | {"coverage": scored.coverage}
 
@@ -162,7 +162,7 @@ def score_examples(
     pipe: DecodNERPipeline,
     examples: Sequence[Example],
     *,
-    context_words: int | None = None,
+    context: Context | None = None,
     progress: Callable[[int], object] | None = None,
     **choices: Any,
 ) -> ScoredExamples:
@@ -171,8 +171,7 @@ def score_examples(
     Args:
         pipe: the pipeline.
         examples: B examples. Without candidate_labels the model's own are asked for, or the examples' if it has none.
-        context_words: join the sentences of a document to passages of up to so many words, so that each is read in its
-            context; candidates stay within sentences. None: every example alone.
+        context: what of its document each is read with; candidates stay within sentences. None: every example alone.
         progress: called with the number of examples done, again and again.
         **choices: keyword arguments of a call to the pipeline (candidate_labels, max_span_words).
 
@@ -193,7 +192,7 @@ def score_examples(
         )
     gold = SpanTable.from_lists([example.character_entities for example in examples], labels)
     started = time.perf_counter()
-    passages = _alone(examples) if context_words is None else join_documents(examples, context_words)
+    passages = passages_of(examples, context)
     coverage = np.zeros(len(COVERAGE_KINDS), np.int64)
     columns: list[tuple[IntArray, ...]] = []
     logits: list[NDArray[Any]] = []
@@ -229,10 +228,6 @@ def _check(examples: Sequence[Example]) -> None:
         )
 
 
-def _alone(examples: Sequence[Example]) -> list[Passage]:
-    return [Passage(example, (index,), (0,), ((0, len(example.text)),)) for index, example in enumerate(examples)]
-
-
 def _scored(
     pipe: DecodNERPipeline, passages: Sequence[Passage], settings: Settings
 ) -> Iterator[tuple[Passage, Prepared, NDArray[Any]]]:
@@ -257,7 +252,7 @@ def _prepare(pipe: DecodNERPipeline, passages: Sequence[Passage], settings: Sett
         for passage in passages
     ]  # fmt: skip
     return [
-        prepared if len(passage.members) == 1 else _within_members(prepared, passage)
+        prepared if passage.is_one else _within_members(prepared, passage)
         for passage, prepared in zip(passages, pipe.preprocess(inputs, settings), strict=True)
     ]
 
@@ -267,13 +262,14 @@ def _within_members(prepared: Prepared, passage: Passage) -> Prepared:
     windows = []
     for window in prepared.windows:
         candidates = window.candidates
-        inside = candidates.end <= ends[_member(passage, candidates.start)]
+        member = _member(passage, candidates.start)
+        inside = (member >= 0) & (candidates.end <= ends[member])
         windows.append(replace(window, candidates=candidates.select(inside)))
     return replace(prepared, windows=windows)
 
 
 def _member(passage: Passage, start: IntArray) -> IntArray:
-    """[S]: the member that each character belongs to."""
+    """[S]: the member that each character belongs to, -1 before the first."""
     starts = np.array(passage.character_bounds, np.int64)[:, 0]
     return np.searchsorted(starts, start, side="right") - 1
 

@@ -5,16 +5,15 @@ JSON lines and CoNLL files are read with the standard library alone; everything 
 Knows nothing of tokenizers, candidate spans or models.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 from .example_rows import named_source, read_rows
 from .label_maps import LabelMap
 from .tags import tags_to_entities
-from .words_decodner import split_words
 
 Entities = tuple[tuple[int, int, str], ...]
 
@@ -224,85 +223,3 @@ def word_starts(words: Sequence[str]) -> list[int]:
         starts.append(position)
         position += len(word) + 1
     return starts
-
-
-# ------------------------------------------------------------------ documents of sentences
-
-
-@dataclass(frozen=True)
-class Passage:
-    """Consecutive examples of one document, joined into one.
-
-    Attributes:
-        example: the joined example; its entities are its members', moved.
-        members: index of each member in the list that was joined.
-        starts: where each member begins in the joined content, in words or characters as the content is.
-        character_bounds: (start, end) of each member in the joined text, half-open.
-    """
-
-    example: Example
-    members: tuple[int, ...]
-    starts: tuple[int, ...]
-    character_bounds: tuple[tuple[int, int], ...]
-
-
-def join_documents(examples: Sequence[Example], max_words: int) -> list[Passage]:
-    """Joins neighbours of one document, so that each sentence is read with the sentences around it.
-
-    A document of more than `max_words` words is cut between sentences into passages of about equal size; a sentence
-    is in exactly one passage, and one without a document, or longer than `max_words`, is a passage by itself.
-    Candidates must not cross `character_bounds`: the task stays that of the sentences.
-
-    Raises:
-        ValueError: max_words below 1, or a document of both texts and word lists.
-    """
-    if isinstance(max_words, bool) or max_words < 1:
-        raise ValueError(f"max_words must be at least 1, not {max_words!r}.")
-    passages = []
-    named = enumerate(examples)
-    for _, group in groupby(named, lambda item: item[1].document or item[0]):
-        members = list(group)
-        if len({type(example.content) for _, example in members}) > 1:
-            raise ValueError(f"document {members[0][1].document!r} mixes texts and word lists.")
-        sizes = [_num_words(example) for _, example in members]
-        for run in _cut(sizes, max_words):
-            passages.append(_joined(members[run.start : run.stop]))
-    return passages
-
-
-def _num_words(example: Example) -> int:
-    return len(example.content) if isinstance(example.content, list) else len(split_words(example.content)[0])
-
-
-def _cut(sizes: Sequence[int], max_words: int) -> Iterator[range]:
-    """Runs of items of at most `max_words` together (or a single larger one), of about equal size."""
-    goal = sum(sizes) / max(1, -(-sum(sizes) // max_words))
-    start, filled = 0, 0
-    for index, size in enumerate(sizes):
-        if index > start and (filled + size > max_words or filled + size / 2 > goal):
-            yield range(start, index)
-            start, filled = index, 0
-        filled += size
-    if start < len(sizes):
-        yield range(start, len(sizes))
-
-
-def _joined(members: Sequence[tuple[int, Example]]) -> Passage:
-    parts = [example for _, example in members]
-    characters = word_starts([part.text for part in parts])
-    words = [0]
-    for part in parts:
-        words.append(words[-1] + len(part.content))
-    in_words = isinstance(parts[0].content, list)
-    starts = words[:-1] if in_words else characters
-    content: str | list[str] = " ".join(part.text for part in parts)
-    if in_words:
-        content = [word for part in parts for word in part.content]
-    entities = tuple(
-        (start + shift, end + shift, label)
-        for part, shift in zip(parts, starts, strict=True)
-        for start, end, label in part.entities
-    )
-    example = Example(content, entities, parts[0].document, any(part.partial for part in parts))
-    bounds = tuple((start, start + len(part.text)) for part, start in zip(parts, characters, strict=True))
-    return Passage(example, tuple(index for index, _ in members), tuple(starts), bounds)

@@ -23,6 +23,7 @@ from .evaluation import evaluate as evaluate_spans
 from .examples import Example
 from .guard_decodner import native_class
 from .modeling_decodner import DecodNERForSpanClassification
+from .passages import Context
 from .pipeline_decodner import DecodNERPipeline
 from .publishing_decodner import TASK
 from .span_metrics import precision_recall_f1
@@ -48,7 +49,7 @@ class SpanTrainer(Trainer):
         dev_labels: labels that dev examples are asked for; the model's own if None.
         none_weight: weight of the spans that are no entity in the loss.
         loss_divisor: the summed loss is divided by this and the number of gold spans.
-        context_words: evaluate sentences within their document, joined up to so many words.
+        context: what of its document a dev example is read with; each is read alone if None.
         **kwargs: callbacks, optimizers and the like, as for `Trainer`.
 
     Raises:
@@ -68,7 +69,7 @@ class SpanTrainer(Trainer):
         dev_labels: Sequence[str] | None = None,
         none_weight: float = 1.0,
         loss_divisor: float = 4.0,
-        context_words: int | None = None,
+        context: Context | None = None,
         **kwargs: Any,
     ) -> None:
         """See the class."""
@@ -82,7 +83,7 @@ class SpanTrainer(Trainer):
             raise ValueError(
                 f"none_weight must be at least 0 and loss_divisor above 0, not {none_weight!r} and {loss_divisor!r}."
             )
-        self.dev, self.dev_labels, self.context_words = list(dev), dev_labels, context_words
+        self.dev, self.dev_labels, self.context = list(dev), dev_labels, context
         self.none_weight, self.loss_divisor = none_weight, loss_divisor
         self._waited, self._began = 0.0, 0.0
         super().__init__(
@@ -179,7 +180,7 @@ class SpanTrainer(Trainer):
         was_training = model.training
         pipe = DecodNERPipeline(model=model, tokenizer=self.processing_class, device=model.device, task=TASK)
         choices = {} if self.dev_labels is None else {"candidate_labels": list(self.dev_labels)}
-        figures = evaluate_spans(pipe, examples, context_words=self.context_words, **choices)
+        figures = evaluate_spans(pipe, examples, context=self.context, **choices)
         model.train(was_training)
         return [figures[name] for name in ("correct", "predicted", "gold")]
 

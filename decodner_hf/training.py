@@ -27,7 +27,7 @@ from .trainer import SpanTrainer
 from .training_arguments import add_train_arguments
 from .training_card import TrainingRecord, write_training_card
 from .training_documents import EncodedSources, encode_sources
-from .training_options import TrainingPlan, read_plan
+from .training_options import TrainingPlan, context_of, read_plan
 from .training_prompts import OpenPrompter, OpenTypes, fixed_prompt
 from .training_rows import PackedRows
 
@@ -79,7 +79,7 @@ def run_train(options: argparse.Namespace) -> int:
         dev_labels=plan.dev_labels,
         none_weight=options.none_weight,
         loss_divisor=options.loss_divisor,
-        context_words=options.context_words,
+        context=context_of(vars(options)),
         callbacks=[TimeLimit(started + options.max_seconds)] if options.max_seconds else None,
         optimizers=(optimizer_for(options, model), None),
     )
@@ -163,7 +163,6 @@ def make_rows(
         template,
         max_span_words=config.max_span_words,
         types=open_types(plan) if options.open_types else list(config.labels),
-        context_words=options.context_words,
         max_tokens=None if limit is None else limit - reserve - cue,
         cue_tokens=cue,
         seed=options.seed,
@@ -285,7 +284,7 @@ def save(options: argparse.Namespace, plan: TrainingPlan, trainer: SpanTrainer, 
 RECORDED = (
     *("model", "epochs", "optimizer", "learning_rate", "row_tokens", "rows_per_step", "none_weight", "loss_divisor"),
     "token_noise",
-    *("open_types", "context_words", "lora_rank", "seed"),
+    *("open_types", "context", "context_words", "lora_rank", "seed"),
 )
 
 

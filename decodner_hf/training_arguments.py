@@ -10,7 +10,7 @@ from typing import Any
 
 SOURCE_KEYS = (
     *("path", "split", "name", "label_map", "labels", "partial", "repeat", "limit", "licence"),
-    *("case", "where"),
+    *("case", "where", "context", "context_words"),
 )
 
 
@@ -35,8 +35,20 @@ def _add_data_arguments(group: Any) -> None:
         "--keep-apart", nargs="+", default=[], metavar="PATH[:SPLIT]",
         help="evaluation sets: drop training examples that share ten words in a row with them",
     )  # fmt: skip
-    group.add_argument("--context-words", type=int, metavar="N", help="join a document's sentences up to N words")
+    add_context_arguments(group)
     group.add_argument("--limit", type=int, metavar="N", help="no more than N examples of each source")
+
+
+def add_context_arguments(group: Any) -> None:
+    """Adds what of its document a sentence is read with."""
+    group.add_argument(
+        "--context", choices=("sentence", "document", "preceding"), default="sentence",
+        help="read sentences alone, those of a document joined, or each behind the words before it",
+    )  # fmt: skip
+    group.add_argument(
+        "--context-words", type=int, default=400, metavar="N",
+        help="most words of a joined passage, or before a sentence (default: 400)",
+    )  # fmt: skip
 
 
 def _add_model_arguments(group: Any) -> None:

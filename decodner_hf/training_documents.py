@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase
 
-from .examples import Example, Passage, join_documents, labels_of
+from .examples import Example, labels_of
 from .forest_decodner import SpanPaths, build_forest
+from .passages import Context, Passage, passages_of
 from .prompting_decodner import PromptTemplate
 from .spans_decodner import EncodedDocument, encode_documents, split_into_windows
 
@@ -37,6 +38,7 @@ class TrainingSource:
         labels: the types that the scheme knows, which is what its examples may be asked for; those that occur if ().
         repeat: how often an epoch shows each example; 0.5 is a random half, anew in every epoch.
         licence: of the data, for the model card.
+        context: what of its document an example is read with; each is read alone if None.
     """
 
     name: str
@@ -44,6 +46,7 @@ class TrainingSource:
     labels: tuple[str, ...] = ()
     repeat: float = 1.0
     licence: str | None = None
+    context: Context | None = None
 
     def __post_init__(self) -> None:
         """Checks that there is something to train on."""
@@ -142,7 +145,6 @@ def encode_sources(
     *,
     max_span_words: int,
     types: Sequence[str] | None = None,
-    context_words: int | None = None,
     max_tokens: int | None = None,
     cue_tokens: int = 0,
     seed: int = 0,
@@ -156,7 +158,6 @@ def encode_sources(
         template: the prompt's parts around a document.
         max_span_words: longest candidate.
         types: all types in their order; those of the sources if None.
-        context_words: join sentences of a document up to so many words; candidates stay inside their sentence.
         max_tokens: cut documents into windows that fit this with their longest span.
         cue_tokens: tokens of the answer cue, for the number of nodes.
         seed: of the choice of sure negatives.
@@ -176,7 +177,7 @@ def encode_sources(
                 f"the source {source.name!r} has labels {missing[:10]} that are not asked for; the labels are "
                 f"{list(names)[:20]}: map or leave out labels with a label map."
             )
-    encoder = _Encoder(tokenizer, template, max_span_words, max_tokens, context_words, cue_tokens, numbers)
+    encoder = _Encoder(tokenizer, template, max_span_words, max_tokens, cue_tokens, numbers)
     chunks = _Chunks(sources, encoder, seed)
     documents: list[TrainingDocument] = []
     coverage = [Coverage() for _ in sources]
@@ -195,12 +196,6 @@ def _alike(examples: Sequence[Example]) -> Iterator[list[Example]]:
         chosen = [example for example in examples if isinstance(example.content, kind)]
         if chosen:
             yield chosen
-
-
-def _passages(examples: Sequence[Example], context_words: int | None) -> list[Passage]:
-    if context_words is not None:
-        return join_documents(examples, context_words)
-    return [Passage(example, (index,), (0,), ((0, len(example.text)),)) for index, example in enumerate(examples)]
 
 
 class _Chunks(Dataset[tuple[list["TrainingDocument"], Coverage]]):
@@ -223,8 +218,8 @@ class _Chunks(Dataset[tuple[list["TrainingDocument"], Coverage]]):
 
     def __getitem__(self, index: int) -> tuple[list[TrainingDocument], Coverage]:
         number, start = self.places[index]
-        examples = self.sources[number].examples[start : start + AT_ONCE]
-        return self.encoder.encode(examples, number, np.random.default_rng([self.seed, number, start]))
+        source, generator = self.sources[number], np.random.default_rng([self.seed, number, start])
+        return self.encoder.encode(source.examples[start : start + AT_ONCE], number, source.context, generator)
 
 
 @dataclass(frozen=True)
@@ -235,17 +230,16 @@ class _Encoder:
     template: PromptTemplate
     max_span_words: int
     max_tokens: int | None
-    context_words: int | None
     cue_tokens: int
     numbers: dict[str, int]
 
     def encode(
-        self, examples: Sequence[Example], source: int, generator: np.random.Generator
+        self, examples: Sequence[Example], source: int, context: Context | None, generator: np.random.Generator
     ) -> tuple[list[TrainingDocument], Coverage]:
         counts = Coverage()
         documents: list[TrainingDocument] = []
         for kind in _alike(examples):
-            documents += self._documents(_passages(kind, self.context_words), source, counts, generator)
+            documents += self._documents(passages_of(kind, context), source, counts, generator)
         return _counted(documents, self.cue_tokens), counts
 
     def _documents(
@@ -323,12 +317,13 @@ def _sure_negatives(window: EncodedDocument, labelled: IntArray, generator: np.r
 
 
 def _within(passage: Passage, document: EncodedDocument) -> EncodedDocument:
-    """The document without the candidates that cross a bound between its sentences."""
-    if len(passage.character_bounds) == 1:
+    """The document with the candidates that lie within one of the passage's members."""
+    if passage.is_one:
         return document
-    ends = np.array([end for _, end in passage.character_bounds])
+    starts, ends = np.array(passage.character_bounds, np.int64).T
     spans = document.candidates
-    inside = np.searchsorted(ends, spans.start, side="right") == np.searchsorted(ends, spans.end, side="left")
+    member = np.searchsorted(starts, spans.start, side="right") - 1
+    inside = (member >= 0) & (spans.end <= ends[member])
     return replace(document, candidates=spans.select(inside))
 
 

@@ -7,13 +7,14 @@ Knows nothing of tokenizers or models.
 import argparse
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from .examples import Example, labels_of, load_examples, recased
 from .label_maps import LabelMap
 from .overlaps import drop_overlaps
+from .passages import Context
 from .training_arguments import SOURCE_KEYS
 from .training_documents import TrainingSource
 
@@ -64,7 +65,7 @@ def read_plan(options: argparse.Namespace, say: Callable[[str], None]) -> Traini
         if count:
             dropped[source.name] = count
             say(f"{source.name}: {count:,} examples dropped, which share ten words in a row with an evaluation set")
-        kept.append(TrainingSource(source.name, examples, source.labels, source.repeat, source.licence))
+        kept.append(replace(source, examples=examples))
     dev_map = LabelMap.read(options.dev_label_map) if options.dev_label_map else label_map
     dev = _load(options.dev, options.dev_split, label_map=dev_map) if options.dev else []
     labels = None if options.open_types else _fixed_labels(options, described, kept)
@@ -100,7 +101,7 @@ def _check(options: argparse.Namespace) -> None:
 def _sources(options: argparse.Namespace, label_map: LabelMap | None) -> list[TrainingSource]:
     if options.train is not None:
         examples = _load(options.train, options.train_split, label_map=label_map, limit=options.limit)
-        return [TrainingSource(Path(options.train).name, examples)]
+        return [TrainingSource(Path(options.train).name, examples, context=context_of(vars(options)))]
     entries = json.loads(options.sources.read_text(encoding="utf-8"))
     if not isinstance(entries, list) or not all(isinstance(entry, dict) and "path" in entry for entry in entries):
         raise ValueError(f"{options.sources} must be a JSON list of objects with a 'path' each.")
@@ -124,9 +125,16 @@ def _sources(options: argparse.Namespace, label_map: LabelMap | None) -> list[Tr
             raise ValueError(f"{options.sources}: case must be 'lower' or 'upper', not {case!r}.")
         examples = examples if case is None else [recased(example, case) for example in examples]
         name = entry.get("name") or Path(entry["path"]).name
-        labels = tuple(entry.get("labels", ()))
-        sources.append(TrainingSource(name, examples, labels, float(entry.get("repeat", 1.0)), entry.get("licence")))
+        labels, repeat = tuple(entry.get("labels", ())), float(entry.get("repeat", 1.0))
+        context = context_of(vars(options) | entry)
+        sources.append(TrainingSource(name, examples, labels, repeat, entry.get("licence"), context))
     return sources
+
+
+def context_of(options: Mapping[str, Any]) -> Context | None:
+    """What of their document sentences are read with, as `context` and `context_words` say; None: nothing."""
+    kind = options["context"]
+    return None if kind == "sentence" else Context(kind, options["context_words"])
 
 
 def _load(path: str, split: str | None, **kwargs: Any) -> list[Example]:

@@ -23,9 +23,10 @@ from run_eval import DTYPES, load_pipeline
 from zero_shot import CROSSNER, SETS, label_phrases
 
 from decodner_hf import DecodNERPipeline
-from decodner_hf.evaluation import CONTEXT_WORDS, Decoder, score_examples
+from decodner_hf.evaluation import Decoder, score_examples
 from decodner_hf.examples import Example, labels_of, load_examples
 from decodner_hf.label_maps import LabelMap
+from decodner_hf.passages import Context
 from decodner_hf.span_metrics import span_scores
 
 OK, FAILED = 0, 1
@@ -34,6 +35,8 @@ MAPS = Path(__file__).parent / "label_maps"
 COARSE = ("conll2003", "wikigold")  # PER, ORG, LOC, MISC, in documents
 SEEN = {"wnut17": "test", "bc5cdr": "test", "ncbi_disease": "test", "multiconer2": "dev", "stackoverflow": "test"}
 RESAMPLES = 1000
+PRECEDING_WORDS = 60
+READ = {None: "sentences", "document": "documents", "preceding": "sentences behind their document"}
 AVERAGE = "average of the zero-shot sets"
 
 
@@ -61,7 +64,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=TABLES, default=list(TABLES))
     parser.add_argument("--dev", action="store_true", help="dev splits; sets without one are left out")
     parser.add_argument("--sample", type=int, metavar="N", help="only about N examples of each set, evenly spaced")
-    parser.add_argument("--context-words", type=int, default=CONTEXT_WORDS, metavar="N", help="of document mode")
+    parser.add_argument("--context-words", type=int, default=400, metavar="N", help="of a passage (default: 400)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: an accelerator where there is one)")
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights (default: as saved)")
     parser.add_argument("--token-budget", type=int, metavar="N", help="tokens a pass")
@@ -90,19 +93,19 @@ class Quality:
         examples: Sequence[Example],
         labels: dict[str, str | None],
         *,
-        context_words: int | None = None,
+        context: Context | None = None,
         **more: Any,
     ) -> None:
         """Scores, decodes and counts one set, keeps its row, and shows its F1; `more` goes into the row."""
         started = time.perf_counter()
-        scored = score_examples(self.pipe, examples, context_words=context_words, candidate_labels=labels)
+        scored = score_examples(self.pipe, examples, context=context, candidate_labels=labels)
         predicted = Decoder.of(self.pipe, scored.labels, candidate_labels=labels).decode(scored)
         scores = span_scores(scored.gold, predicted, scored.labels, units=scored.documents, resamples=RESAMPLES)
         seconds = time.perf_counter() - started
         row = {
             "table": table,
             "name": name,
-            "read": "sentences" if context_words is None else "documents",
+            "read": READ[context and context.kind],
             **more,
             "labels": list(scored.labels),
             "examples": len(examples),
@@ -153,14 +156,16 @@ def measure(options: argparse.Namespace) -> None:
 
 
 def _coarse_sets(quality: Quality) -> None:
-    """PER, ORG and LOC alone by sentences and by documents; then with MISC."""
+    """PER, ORG and LOC alone by sentences and, where documents are known, in context; then with MISC."""
     options = quality.options
     bare, whole = (LabelMap.read(MAPS / f"conll2003{ending}.json") for ending in ("_without_misc", ""))
     for name in COARSE[:1] if options.dev else COARSE:
         split = "valid" if options.dev else "test"
         examples = _load(options, name, split, bare)
-        for context_words in (None, options.context_words):
-            quality.add("unseen", f"{name} {split}", examples, bare.labels, context_words=context_words)
+        quality.add("unseen", f"{name} {split}", examples, bare.labels)
+        if any(example.document for example in examples):
+            for context in (Context("document", options.context_words), Context("preceding", PRECEDING_WORDS)):
+                quality.add("unseen", f"{name} {split}", examples, bare.labels, context=context)
         quality.add("unseen", f"{name} {split} with MISC", _load(options, name, split, whole), whole.labels)
 
 

@@ -11,7 +11,8 @@ from itertools import permutations
 
 import numpy as np
 
-from decodner_hf.examples import Example, join_documents, recased
+from decodner_hf.examples import Example, recased
+from decodner_hf.passages import Context, passages_of
 
 NAMES = {"person": ("people", "human", "individual"), "organization": ("company or institution", "institution"),
          "location": ("place", "geographic location")}  # fmt: skip
@@ -88,4 +89,5 @@ def long_documents(examples: Sequence[Example], words: int = LONG_WORDS) -> list
     if filled < words:  # the rest joins the ones before it
         numbers = [min(number, max(numbers[-1] - 1, 0)) for number in numbers]
     grouped = [replace(example, document=str(number)) for example, number in zip(examples, numbers, strict=True)]
-    return [passage.example for passage in join_documents(grouped, sum(len(example.content) for example in examples))]
+    everything = Context("document", sum(len(example.content) for example in examples))
+    return [passage.example for passage in passages_of(grouped, everything)]

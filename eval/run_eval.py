@@ -25,10 +25,12 @@ from zero_shot import SETS, SPLIT, label_phrases
 from decodner_hf import DecodNERPipeline
 from decodner_hf.calibration import calibrate, reliability
 from decodner_hf.configuration_decodner import FLAT_SELECTIONS, OVERLAPS
-from decodner_hf.evaluation import CONTEXT_WORDS, Decoder, score_examples
+from decodner_hf.evaluation import Decoder, score_examples
 from decodner_hf.examples import Example, labels_of, load_examples
 from decodner_hf.label_maps import LabelMap
 from decodner_hf.span_metrics import confusion, span_scores
+from decodner_hf.training_arguments import add_context_arguments
+from decodner_hf.training_options import context_of
 
 OK, FAILED = 0, 1
 DTYPES = ("auto", "float32", "float16", "bfloat16")
@@ -76,10 +78,7 @@ def _parser() -> argparse.ArgumentParser:
         "--labels-from-map", metavar="FILE", help="JSON: gold label -> name asked for, or null to leave it out"
     )
     data.add_argument("--labels-from-data", action="store_true", help="ask for the data's labels, not the model's own")
-    data.add_argument("--context", choices=("sentence", "document"), default="sentence", help="what a model reads")
-    data.add_argument(
-        "--context-words", type=int, default=CONTEXT_WORDS, metavar="N", help="most words of a passage of a document"
-    )
+    add_context_arguments(data)
     model = parser.add_argument_group("model")
     model.add_argument("--model", required=True, metavar="DIR_OR_ID")
     model.add_argument("--device", help="cpu, cuda, cuda:1 (default: an accelerator where there is one)")
@@ -222,7 +221,7 @@ def _choices(options: argparse.Namespace, labels: dict[str, str | None] | None) 
         "threshold": options.threshold,
         "overlap": options.overlap,
         "flat_selection": options.selection,
-        "context_words": options.context_words if options.context == "document" else None,
+        "context": context_of(vars(options)),
     }
 
 
@@ -235,12 +234,12 @@ def evaluate_set(
     split: str | None,
 ) -> dict[str, Any]:
     """Scores, decodes and measures one set; the result is plain values."""
-    if options.context == "document" and not any(example.document for example in examples):
+    if options.context != "sentence" and not any(example.document for example in examples):
         raise ValueError(f"{name} does not say which document a sentence belongs to: use --context sentence.")
     choices = _choices(options, labels)
     with tqdm(total=len(examples), unit="example", disable=None) as progress:
         scored = score_examples(pipe, examples, progress=progress.update, **choices)
-    del choices["context_words"]
+    del choices["context"]
     decoder = Decoder.of(pipe, scored.labels, **choices)
     started = time.perf_counter()
     predicted = decoder.decode(scored)
@@ -281,7 +280,7 @@ def _describe(
         "overlap": decoder.overlap,
         "flat_selection": decoder.flat_selection,
         "max_span_words": options.max_span_words or pipe.model.config.max_span_words,
-        "context_words": options.context_words if options.context == "document" else None,
+        "context_words": None if options.context == "sentence" else options.context_words,
         "dtype": str(pipe.model.dtype),
         "resamples": options.resamples,
         "seed": options.seed,

@@ -13,8 +13,9 @@ from tiny_pipelines import tiny_pipeline
 
 from decodner_hf.evaluation import Decoder, score_examples
 from decodner_hf.evaluation import evaluate as evaluate_examples
-from decodner_hf.examples import Example, join_documents, load_examples
+from decodner_hf.examples import Example, load_examples
 from decodner_hf.label_maps import LabelMap
+from decodner_hf.passages import Context, passages_of
 from decodner_hf.span_metrics import SpanTable, bootstrap_interval, confusion, found, span_scores
 
 EVAL = Path(__file__).parents[1] / "eval"
@@ -203,13 +204,13 @@ def test_predictions_are_the_pipelines(pipe, overlap, selection):
 
 
 def test_document_context_scores_the_sentences_spans_in_the_whole_passage(pipe):
-    scored = score_examples(pipe, EXAMPLES, context_words=50, **CHOICES)
+    scored = score_examples(pipe, EXAMPLES, context=Context("document", 50), **CHOICES)
     alone = score_examples(pipe, EXAMPLES, **CHOICES)
     for one, other in ((scored.start, alone.start), (scored.end, alone.end), (scored.cu_spans, alone.cu_spans)):
         assert one.tolist() == other.tolist()
     assert scored.coverage == alone.coverage
     assert scored.gold.rows.tolist() == alone.gold.rows.tolist()
-    passage = join_documents(EXAMPLES, 50)[0]
+    passage = passages_of(EXAMPLES, Context("document", 50))[0]
     spans = [
         (a, b) for low, high in ((0, 4), (4, 8)) for a in range(low, high) for b in range(a + 1, min(a + 3, high) + 1)
     ]
@@ -221,6 +222,24 @@ def test_document_context_scores_the_sentences_spans_in_the_whole_passage(pipe):
     np.testing.assert_allclose(scores[ordered], expected, atol=1e-5)
     assert np.abs(scored.label_logits - alone.label_logits)[len(spans) :].max() < 1e-4
     assert np.abs(scored.label_logits - alone.label_logits)[: len(spans)].max() > 1e-3
+
+
+def test_preceding_context_scores_a_sentences_spans_behind_the_words_before_it(pipe):
+    examples = [Example(["Tim", "Cook", "left"], ((0, 2, "A"),), "d"), Example(["Apple", "grew"], ((0, 1, "B"),), "d")]
+    scored = score_examples(pipe, examples, context=Context("preceding", 2), **CHOICES)
+    alone = score_examples(pipe, examples, **CHOICES)
+    for one, other in ((scored.start, alone.start), (scored.end, alone.end), (scored.cu_spans, alone.cu_spans)):
+        assert one.tolist() == other.tolist()
+    assert scored.coverage == alone.coverage
+    first = int(alone.cu_spans[1])
+    np.testing.assert_allclose(scored.label_logits[:first], alone.label_logits[:first], atol=1e-5)
+    document = {"words": ["Cook", "left", "Apple", "grew"], "spans": [(2, 3), (2, 4), (3, 4)]}
+    everything = {"threshold": 0.0, "overlap": "all", "return_all_scores": True, "candidate_labels": LABELS}
+    expected = {(e["start"], e["end"]): list(e["scores"].values()) for e in pipe(document, **everything)}
+    scores = Decoder((0.0,) * 3).scores(scored)[first:, 1:]
+    shift = len("Cook left ")
+    for start, end, row in zip(scored.start[first:] + shift, scored.end[first:] + shift, scores, strict=True):
+        np.testing.assert_allclose(row, expected[int(start), int(end)], atol=1e-5)
 
 
 def test_coverage_counts_what_no_candidate_reaches(pipe):

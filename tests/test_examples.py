@@ -6,10 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from decodner_hf.examples import Example, join_documents, labels_of, load_examples
+from decodner_hf.examples import Example, labels_of, load_examples
 from decodner_hf.label_maps import LabelMap
 from decodner_hf.tags import tags_to_entities
-from decodner_hf.words_decodner import split_words
 
 WORDS = ["Steve", "Jobs", "left", "Apple", "Rome"]
 GOLD = ((0, 2, "PER"), (3, 4, "ORG"), (4, 5, "LOC"))
@@ -222,58 +221,6 @@ def test_broken_label_maps_are_refused(tmp_path, label_map):
 
 
 # ---------------------------------------------------------------- documents
-
-WORD = st.text("abAB.", min_size=1, max_size=4)
-DOCUMENT = st.sampled_from([None, "a", "b"])
-
-
-@st.composite
-def sentences(draw, in_words):
-    words = draw(st.lists(WORD, min_size=1, max_size=6))
-    content = words if in_words else " ".join(words)
-    start = draw(st.integers(0, len(content) - 1))
-    end = draw(st.integers(start + 1, len(content)))
-    return Example(content, ((start, end, "X"),), draw(DOCUMENT))
-
-
-@given(st.booleans().flatmap(lambda kind: st.lists(sentences(kind), max_size=12)), st.integers(1, 20))
-def test_passages_hold_every_sentence_once_and_in_its_place(examples, max_words):
-    passages = join_documents(examples, max_words)
-    assert [member for passage in passages for member in passage.members] == list(range(len(examples)))
-    for passage in passages:
-        parts = [examples[member] for member in passage.members]
-        joined = passage.example
-        assert len({part.document for part in parts}) == 1
-        sizes = [len(c) if isinstance(c, list) else len(split_words(c)[0]) for c in (p.content for p in parts)]
-        assert len(parts) == 1 or (joined.document is not None and sum(sizes) <= max_words)
-        assert joined.text == " ".join(part.text for part in parts)
-        entities = iter(joined.entities)
-        for part, shift, (first, last) in zip(parts, passage.starts, passage.character_bounds, strict=True):
-            assert joined.text[first:last] == part.text
-            assert joined.content[shift : shift + len(part.content)] == part.content
-            assert next(entities) == tuple(
-                value + shift if isinstance(value, int) else value for value in part.entities[0]
-            )
-
-
-def test_documents_are_cut_between_sentences_into_even_passages():
-    examples = [Example(["w"] * 10, (), "a") for _ in range(11)]
-    assert [len(passage.members) for passage in join_documents(examples, 40)] == [4, 4, 3]
-    assert [len(passage.members) for passage in join_documents(examples, 1000)] == [11]
-    assert [len(passage.members) for passage in join_documents(examples, 5)] == [1] * 11
-    assert [len(passage.members) for passage in join_documents(examples[:5], 40)] == [3, 2]
-    uneven = [Example(["w"] * size, (), "a") for size in (4, 8, 8)]
-    assert [len(passage.example.content) for passage in join_documents(uneven, 10)] == [4, 8, 8]
-    for passage in join_documents(examples, 25):
-        assert len(passage.example.content) <= 25
-    assert len(join_documents([Example("a b", ()), Example("a b", ())], 10)) == 2
-
-
-def test_joins_that_make_no_sense_are_refused():
-    with pytest.raises(ValueError, match="mixes"):
-        join_documents([Example("a", (), "d"), Example(["a"], (), "d")], 10)
-    with pytest.raises(ValueError, match="max_words"):
-        join_documents([], 0)
 
 
 def test_character_entities_lie_on_the_words():

@@ -14,6 +14,7 @@ from decodner_hf.attention_decodner import ForestPlan, LayerWindow, forest_atten
 from decodner_hf.attention_decodner_flex import BLOCK, flex_block_mask, flex_supports, forest_attention_flex
 from decodner_hf.examples import Example
 from decodner_hf.overlaps import drop_overlaps
+from decodner_hf.passages import Context
 from decodner_hf.trainer import SpanTrainer, span_loss
 from decodner_hf.training import add_train_arguments, run_train
 from decodner_hf.training_documents import UNLABELLED, TrainingSource, encode_sources
@@ -30,8 +31,8 @@ SENTENCES = [
 ]
 
 
-def encoded(examples=None, **kwargs):
-    source = TrainingSource("tiny", examples or SENTENCES * 2, LABELS)
+def encoded(examples=None, context=None, **kwargs):
+    source = TrainingSource("tiny", examples or SENTENCES * 2, LABELS, context=context)
     settings = {"max_span_words": 3} | kwargs
     return encode_sources([source], byte_level_single_digits(), PromptTemplate(), **settings)
 
@@ -112,10 +113,14 @@ def test_unmatched_gold_spans_are_counted():
 
 def test_candidates_of_joined_sentences_stay_inside_their_sentence():
     examples = [Example([*"ab"], ((1, 2, "PER"),), "d"), Example([*"cd"], ((0, 2, "LOC"),), "d")]
-    document = encoded(examples, context_words=10).documents[0]
+    document = encoded(examples, Context("document", 10)).documents[0]
     alone = encoded(examples).documents
     assert len(document.gold) == sum(len(other.gold) for other in alone) == 6
     assert sorted(document.gold.tolist()) == [0, 0, 0, 0, 1, 3]
+    behind = encoded(examples, Context("preceding", 10)).documents
+    assert [one.gold.tolist() for one in behind] == [other.gold.tolist() for other in alone]
+    chains = (alone[0].chain_token_ids, document.chain_token_ids)
+    assert [one.chain_token_ids.tolist() for one in behind] == [chain.tolist() for chain in chains]
 
 
 def test_partial_examples_carry_loss_at_gold_spans_and_their_neighbours_only():
