@@ -3,28 +3,33 @@
 In: a backbone, and the folder that holds the sets `conll2003` and `conllpp`. Out: `OUT/results.json`, and with --table
 the tables in Markdown. Every task is one of the public commands; a second call skips what the first has finished.
 Thresholds come from the valid split, each mode's from its own; the test splits choose nothing.
+--start repeats the fine-tunings from another model, for rows of its own beside the backbone's.
 
 python scripts/conll_results.py --backbone backbone --data ner --out conll_results --gpus 2 --jobs-per-gpu 3
 python scripts/conll_results.py --out conll_results --table
 """
 
 import argparse
+import re
 import shlex
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from conll_tables import NOTE, ablations_table, baselines_table, decoders_table, seeds_table
 from parallel_tasks import Runner, Settings, Task, left_to_do, read_results
 
 OK, FAILED, UNFINISHED = 0, 1, 3
-GROUPS = ("seeds", "baselines", "ablations")
+GROUPS = ("seeds", "starts", "baselines", "ablations")
+MARKS = ("backbone", "data", "model", "result")  # of the commands
 MODES = ("document", "sentence")  # the longer one first
 FORMS = ("second-copy", "causal")
 RATES = ("1e-4", "3e-4", "1e-3")
+TRAIN_SET = ("--train", "{data}/conll2003")
 RECIPE = (
-    *("--train", "{data}/conll2003", "--dev", "{data}/conll2003", "--dev-split", "valid"),
+    *("--dev", "{data}/conll2003", "--dev-split", "valid"),
     *("--labels", "PER", "ORG", "LOC", "MISC", "--row-tokens", "16384", "--workers", "4", "--evaluate-epochs", "0"),
     *("--save-dtype", "bfloat16", "--max-shard-size", "15MB"),
 )
@@ -41,7 +46,7 @@ DECODERS = {  # whether calibrated, and the options
     "calibrated-greedy": (True, ("--selection", "greedy")),
     "calibrated-exact": (True, ("--selection", "exact")),
 }
-TRAIN = ("-m", "decodner_hf.cli", "train", "--model", "{backbone}", "--output", "{model}")
+TRAIN = ("-m", "decodner_hf.cli", "train", "--output", "{model}")
 EVALUATE = ("eval/run_eval.py", "--model", "{model}", "--out", "{result}")
 BASELINE = ("scripts/train_token_baselines.py", "--model", "{backbone}", "--out", "{result}")
 
@@ -58,7 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"conll_results: error: {error}", file=sys.stderr)
         return FAILED
-    places = {"{backbone}": str(options.backbone.resolve()), "{data}": str(options.data.resolve())}
+    folders = {"backbone": options.backbone, "data": options.data} | options.start
+    places = {f"{{{name}}}": str(folder.resolve()) for name, folder in folders.items()}
     settings = Settings(
         options.out, options.work, places, options.gpus, options.jobs_per_gpu, options.max_seconds or float("inf")
     )
@@ -89,13 +95,20 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     what = parser.add_argument_group("what")
     what.add_argument("--backbone", type=Path, metavar="DIR", help="the pretrained decoder")
     what.add_argument("--data", type=Path, metavar="DIR", help="the folder that holds conll2003 and conllpp")
+    what.add_argument(
+        "--start", type=_named_folder, action="append", default=[], metavar="NAME=DIR",
+        help="fine-tune this model too, in both modes and with all seeds; may be given several times",
+    )  # fmt: skip
     what.add_argument("--only", default=",".join(GROUPS), help=f"of {', '.join(GROUPS)}, joined by commas")
     what.add_argument("--seeds", type=int, default=3, help="fine-tunings in each mode (default: 3)")
     recipe = parser.add_argument_group("recipe, the same for all")
     recipe.add_argument("--epochs", type=int, default=8, help="of the baselines too (default: 8)")
     recipe.add_argument("--learning-rate", default="3e-4", help="of the fine-tunings (default: 3e-4)")
     recipe.add_argument("--context-words", type=int, default=400, help="of a passage in document mode (default: 400)")
-    recipe.add_argument("--extra", default="", help="more options of decodner train, as one string")
+    recipe.add_argument(
+        "--extra", default="", metavar="OPTIONS",
+        help="more options of decodner train, as one string; with --sources FILE these stand for the train split",
+    )  # fmt: skip
     how = parser.add_argument_group("how")
     how.add_argument("--work", type=Path, metavar="DIR", help="models and logs (default: OUT.work)")
     how.add_argument("--gpus", type=int, default=1, help="0: the CPU (default: 1)")
@@ -103,27 +116,38 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     how.add_argument("--max-seconds", type=float, help="stop then; the same command does the rest")
     options = parser.parse_args(argv)
     options.work = (options.work or options.out.with_name(f"{options.out.name}.work")).resolve()
-    options.only = options.only.split(",")
+    options.only, options.start = options.only.split(","), dict(options.start)
     strangers = sorted(set(options.only) - set(GROUPS))
     if strangers:
         parser.error(f"--only takes {', '.join(GROUPS)}, joined by commas, not {', '.join(strangers)}")
     if options.seeds < 1 or options.jobs_per_gpu < 1 or options.gpus < 0:
         parser.error("--seeds and --jobs-per-gpu must be at least 1, and --gpus at least 0")
-    for name in () if options.table else ("backbone", "data"):
-        folder = getattr(options, name)
+    named = {"--backbone": options.backbone, "--data": options.data}
+    named |= {f"--start {name}=DIR": folder for name, folder in options.start.items()}
+    for name, folder in {} if options.table else named.items():
         if folder is None or not folder.is_dir():
-            parser.error(f"--{name} must name a folder, not {folder}")
+            parser.error(f"{name} must name a folder, not {folder}")
     return options
+
+
+def _named_folder(text: str) -> tuple[str, Path]:
+    name, _, folder = text.partition("=")
+    if not re.fullmatch(r"[a-z][a-z0-9-]*", name) or not folder or name in MARKS:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not NAME=DIR with a NAME of small letters, digits and hyphens other than {', '.join(MARKS)}"
+        )
+    return name, Path(folder)
 
 
 def conll_tasks(options: argparse.Namespace) -> list[Task]:
     """All tasks, the most important first, and of those the longest."""
-    seeds = [(mode, seed) for seed in range(options.seeds) for mode in MODES]
+    runs = [Run(mode, seed) for seed in range(options.seeds) for mode in MODES]
+    runs += [Run(mode, seed, start) for start in options.start for seed in range(options.seeds) for mode in MODES]
     return [
-        *(_training(options, f"{mode}-{seed}", "seeds", seed, _context(options, mode, True)) for mode, seed in seeds),
-        *(task for mode, seed in seeds for task in _evaluations(options, mode, seed)),
+        *(_training(options, run.name, run.group, run, _context(options, run.mode, True)) for run in runs),
+        *(task for run in runs for task in _evaluations(options, run)),
         *(_baseline(options, form, rate) for form in FORMS for rate in RATES),
-        *(_training(options, name, "ablations", 0, change) for name, change in CHANGES.items()),
+        *(_training(options, name, "ablations", Run("sentence", 0), change) for name, change in CHANGES.items()),
         *(_evaluation(f"{name}.test", "ablations", name, ("--calibrate", "valid")) for name in CHANGES),
         *(
             _evaluation(
@@ -140,6 +164,25 @@ def conll_tasks(options: argparse.Namespace) -> list[Task]:
     ]
 
 
+@dataclass(frozen=True)
+class Run:
+    """One fine-tuning: how it reads, its seed, and what it starts from."""
+
+    mode: str
+    seed: int
+    start: str = "backbone"
+
+    @property
+    def name(self) -> str:
+        """Of the task and its model."""
+        return f"{self.mode}-{self.seed}" if self.start == "backbone" else f"{self.start}-{self.mode}-{self.seed}"
+
+    @property
+    def group(self) -> str:
+        """Of its tasks."""
+        return "seeds" if self.start == "backbone" else "starts"
+
+
 def _context(options: argparse.Namespace, mode: str, training: bool = False) -> tuple[str, ...]:
     """The options of document context; none for sentences."""
     if mode == "sentence":
@@ -148,9 +191,12 @@ def _context(options: argparse.Namespace, mode: str, training: bool = False) -> 
     return words if training else ("--context", "document", *words)
 
 
-def _training(options: argparse.Namespace, name: str, group: str, seed: int, change: Sequence[str]) -> Task:
-    base = ("--epochs", str(options.epochs), "--learning-rate", options.learning_rate, "--seed", str(seed))
-    return Task(name, group, (*TRAIN, *RECIPE, *base, *shlex.split(options.extra), *change), makes=name)
+def _training(options: argparse.Namespace, name: str, group: str, run: Run, change: Sequence[str]) -> Task:
+    extra = shlex.split(options.extra)
+    data = () if "--sources" in extra else TRAIN_SET
+    base = ("--epochs", str(options.epochs), "--learning-rate", options.learning_rate, "--seed", str(run.seed))
+    command = (*TRAIN, "--model", f"{{{run.start}}}", *data, *RECIPE, *base, *extra, *change)
+    return Task(name, group, command, makes=name)
 
 
 def _evaluation(
@@ -167,14 +213,14 @@ def _evaluation(
     return Task(name, group, (*EVALUATE, *data, *arguments), reads=model, makes=makes)
 
 
-def _evaluations(options: argparse.Namespace, mode: str, seed: int) -> list[Task]:
+def _evaluations(options: argparse.Namespace, run: Run) -> list[Task]:
     """Calibrated on valid and measured on both tests in its own mode; then calibrated and measured in the other."""
-    name, other = f"{mode}-{seed}", MODES[1 - MODES.index(mode)]
-    context, fit, calibrated = _context(options, mode), ("--calibrate", "valid"), f"{mode}-{seed}.calibrated"
+    name, other = run.name, MODES[1 - MODES.index(run.mode)]
+    context, fit, calibrated = _context(options, run.mode), ("--calibrate", "valid"), f"{name}.calibrated"
     return [
-        _evaluation(f"{name}.test", "seeds", name, (*context, *fit, "--save-calibration"), makes=calibrated),
-        _evaluation(f"{name}.conllpp", "seeds", calibrated, context, dataset="conllpp"),
-        _evaluation(f"{name}.test-by-{other}", "seeds", name, (*_context(options, other), *fit)),
+        _evaluation(f"{name}.test", run.group, name, (*context, *fit, "--save-calibration"), makes=calibrated),
+        _evaluation(f"{name}.conllpp", run.group, calibrated, context, dataset="conllpp"),
+        _evaluation(f"{name}.test-by-{other}", run.group, name, (*_context(options, other), *fit)),
     ]
 
 

@@ -28,22 +28,30 @@ def spread(values: Sequence[float], factor: float = 100.0, digits: int = 1) -> s
 
 
 def seeds_table(results: Results, modes: Sequence[str]) -> str:
-    """How sentences were read in training and evaluation, by the figures over the seeds."""
+    """What was fine-tuned, and how sentences were read in training and evaluation, by the figures over the seeds."""
     rows = []
-    for trained in modes:
-        for read in modes:
-            ending = "test" if read == trained else f"test-by-{read}"
-            tests = [entry["result"] for name, entry in results.items() if _is_run(name, trained, ending)]
-            if not tests:
-                continue
-            other = [entry for name, entry in results.items() if _is_run(name, trained, "conllpp")]
-            corrected = [entry["result"]["scores"]["f1"] for entry in other] if read == trained else []
-            figures = [[test["scores"][key] for test in tests] for key in ("precision", "recall", "f1")]
-            valid = [test["calibration"]["f1"] for test in tests]
-            cells = [spread(values) for values in (valid, *figures, corrected)]
-            rows.append([trained, read, *cells, _training_seconds(results, trained), str(len(tests))])
-    headers = ("trained by", "read by", "valid F1", "test P", "test R", "test F1", "corrected test F1", "s", "seeds")
-    return markdown(headers, rows)
+    for start, prefix in _starts(results, modes).items():
+        for trained in modes:
+            for read in modes:
+                run, ending = f"{prefix}{trained}", "test" if read == trained else f"test-by-{read}"
+                tests = [entry["result"] for name, entry in results.items() if _is_run(name, run, ending)]
+                if not tests:
+                    continue
+                other = [entry for name, entry in results.items() if _is_run(name, run, "conllpp")]
+                corrected = [entry["result"]["scores"]["f1"] for entry in other] if read == trained else []
+                figures = [[test["scores"][key] for test in tests] for key in ("precision", "recall", "f1")]
+                valid = [test["calibration"]["f1"] for test in tests]
+                cells = [spread(values) for values in (valid, *figures, corrected)]
+                rows.append([start, trained, read, *cells, _training_seconds(results, run), str(len(tests))])
+    headers = ("valid F1", "test P", "test R", "test F1", "corrected test F1", "s", "seeds")
+    return markdown(("start", "trained by", "read by", *headers), rows)
+
+
+def _starts(results: Results, modes: Sequence[str]) -> dict[str, str]:
+    """Start -> how the names of its runs begin: the backbone, then the others in order of their first results."""
+    runs = [name.partition(".")[0].rpartition("-")[0] for name in results]
+    others = [run.removesuffix(f"-{mode}") for run in runs for mode in modes if run.endswith(f"-{mode}")]
+    return {"backbone": ""} | {start: f"{start}-" for start in others}
 
 
 def _is_run(name: str, mode: str, ending: str) -> bool:

@@ -142,11 +142,52 @@ def test_every_command_is_one_that_its_parser_takes(options):
     sys.path.remove(str(EVAL))
 
 
+def test_another_start_is_tuned_and_measured_as_the_backbone_is(options, tmp_path):
+    plain = conll_results.conll_tasks(options())
+    tasks = conll_results.conll_tasks(options("--start", f"from-default={tmp_path}"))
+    assert [task for task in tasks if task.group != "starts"] == plain
+    others = {task.name: task for task in tasks if task.group == "starts"}
+    seeds = {task.name: task for task in plain if task.group == "seeds"}
+    assert list(others) == [f"from-default-{name}" for name in seeds]
+    for name, task in seeds.items():
+        other = others[f"from-default-{name}"]
+        assert other.command == tuple("{from-default}" if word == "{backbone}" else word for word in task.command)
+        for mine, theirs in ((other.reads, task.reads), (other.makes, task.makes)):
+            assert mine == (None if theirs is None else f"from-default-{theirs}")
+
+
+def test_each_start_is_a_folder_that_its_commands_read(tmp_path, monkeypatch):
+    (tmp_path / "ner-model").mkdir()
+    arguments = ["--out", str(tmp_path / "out"), "--backbone", str(tmp_path), "--data", str(tmp_path)]
+    arguments += ["--start", f"again={tmp_path / 'ner-model'}", "--seeds", "1", "--only", "starts"]
+    commands = []
+    monkeypatch.setattr(Runner, "run", lambda self, tasks: commands.extend(map(self._command, tasks)) or [])
+    assert conll_results.main(arguments) == 0
+    assert len(commands) == 8
+    for command in commands[:2]:
+        assert command[command.index("--model") + 1] == str(tmp_path / "ner-model")
+
+
+def test_sources_stand_for_the_train_split_and_context_words_for_every_passage(options):
+    tasks = conll_results.conll_tasks(options("--extra", "--sources both.json", "--context-words", "77"))
+    trainings = [task for task in tasks if "train" in task.command[:3]]
+    for task in trainings:
+        assert "--train" not in task.command
+        assert task.command[task.command.index("--sources") + 1] == "both.json"
+    for task in tasks:
+        words = [task.command[at + 1] for at, word in enumerate(task.command) if word == "--context-words"]
+        by_document = task.name.startswith("document") if task in trainings else "document" in task.command
+        assert words == ["77"] * by_document
+
+
 def test_groups_and_folders_are_checked(options, capsys):
     for extra, said in (
         (("--only", "seeds,others"), "not others"),
         (("--seeds", "0"), "at least 1"),
         (("--data", "/nowhere/at/all"), "--data must name a folder"),
+        (("--start", "other=/nowhere/at/all"), "--start other=DIR must name a folder"),
+        (("--start", "/somewhere"), "is not NAME=DIR"),
+        (("--start", "data=/somewhere"), "other than backbone, data"),
     ):
         with pytest.raises(SystemExit):
             options(*extra)
@@ -189,6 +230,8 @@ def test_tables_say_what_was_measured(tmp_path, capsys):
     results |= {f"sentence-{seed}.test": evaluated(0.87 + seed / 100, 0.91) for seed in range(3)}
     results |= {f"sentence-{seed}.conllpp": evaluated(0.90) for seed in range(2)}
     results |= {"sentence-0.test-by-document": evaluated(0.80), "width-4": {"seconds": 30.0, "result": {}}}
+    results |= {"from-default-sentence-0": {"seconds": 60.0, "result": {}}}
+    results |= {"from-default-sentence-0.test": evaluated(0.95), "from-default-sentence-0.conllpp": evaluated(0.96)}
     results |= {"width-4.test": evaluated(0.85), "sentence-0.raw-exact.test": evaluated(0.7)}
     results |= {
         "causal-1e-3": classified("causal", 1e-3, 0.84, 0.78),
@@ -198,8 +241,9 @@ def test_tables_say_what_was_measured(tmp_path, capsys):
     assert conll_results.main(["--out", str(tmp_path), "--table"]) == 0
     said = capsys.readouterr().out
     for line in (
-        "| sentence | sentence | 91.0 ± 0.0 | 89.0 ± 1.0 | 87.0 ± 1.0 | 88.0 ± 1.0 | 90.0 ± 0.0 | 71 ± 1 | 3 |",
-        "| sentence | document | 90.0 | 81.0 | 79.0 | 80.0 | - | 71 ± 1 | 1 |",
+        "| backbone | sentence | sentence | 91.0 ± 0.0 | 89.0 ± 1.0 | 87.0 ± 1.0 | 88.0 ± 1.0 | 90.0 ± 0.0 | 71 ± 1 |",
+        "| backbone | sentence | document | 90.0 | 81.0 | 79.0 | 80.0 | - | 71 ± 1 | 1 |",
+        "| from-default | sentence | sentence | 90.0 | 96.0 | 94.0 | 95.0 | 96.0 | 60 | 1 |",
         "| **causal** | **0.0001** | **85.0** | **77.0** | **77.0** | **77.0** | **9** |",
         "| causal | 0.001 | 84.0 | 78.0 | 78.0 | 78.0 | 9 |",
         "ahead in test F1: 11.0 points over causal.",
@@ -209,4 +253,5 @@ def test_tables_say_what_was_measured(tmp_path, capsys):
     ):
         assert line in said.splitlines() or line in said
     assert "| document |" not in said.replace("| sentence | document |", "")
+    assert said.count("| sentence | sentence |") == 2
     assert json.loads((tmp_path / "results.json").read_text()) == results
