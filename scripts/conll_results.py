@@ -24,7 +24,8 @@ from parallel_tasks import Runner, Settings, Task, left_to_do, read_results
 OK, FAILED, UNFINISHED = 0, 1, 3
 GROUPS = ("seeds", "starts", "baselines", "ablations")
 MARKS = ("backbone", "data", "model", "result")  # of the commands
-MODES = ("document", "sentence")  # the longer one first
+MODES = ("preceding", "sentence")  # the longer one first
+BASE = "sentence-0"  # what the ablations change
 FORMS = ("second-copy", "causal")
 RATES = ("1e-4", "3e-4", "1e-3")
 TRAIN_SET = ("--train", "{data}/conll2003")
@@ -33,7 +34,9 @@ RECIPE = (
     *("--labels", "PER", "ORG", "LOC", "MISC", "--row-tokens", "16384", "--workers", "4", "--evaluate-epochs", "0"),
     *("--save-dtype", "bfloat16", "--max-shard-size", "15MB"),
 )
+JOINED = ("--context", "document", "--context-words", "200")
 CHANGES = {  # one at a time, to the sentence model of the first seed
+    "joined-sentences": JOINED,
     "width-4": ("--max-span-words", "4"),
     "width-12": ("--max-span-words", "12"),
     "answer-cue": ("--answer-cue", "\nType:"),
@@ -104,7 +107,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     recipe = parser.add_argument_group("recipe, the same for all")
     recipe.add_argument("--epochs", type=int, default=8, help="of the baselines too (default: 8)")
     recipe.add_argument("--learning-rate", default="3e-4", help="of the fine-tunings (default: 3e-4)")
-    recipe.add_argument("--context-words", type=int, default=400, help="of a passage in document mode (default: 400)")
+    recipe.add_argument("--context-words", type=int, default=64, help="before a sentence (default: 64)")
     recipe.add_argument(
         "--extra", default="", metavar="OPTIONS",
         help="more options of decodner train, as one string; with --sources FILE these stand for the train split",
@@ -144,20 +147,17 @@ def conll_tasks(options: argparse.Namespace) -> list[Task]:
     runs = [Run(mode, seed) for seed in range(options.seeds) for mode in MODES]
     runs += [Run(mode, seed, start) for start in options.start for seed in range(options.seeds) for mode in MODES]
     return [
-        *(_training(options, run.name, run.group, run, _context(options, run.mode, True)) for run in runs),
-        *(task for run in runs for task in _evaluations(options, run)),
+        *(task for run in runs for task in (_training(options, run), *_evaluations(options, run))),
         *(_baseline(options, form, rate) for form in FORMS for rate in RATES),
-        *(_training(options, name, "ablations", Run("sentence", 0), change) for name, change in CHANGES.items()),
-        *(_evaluation(f"{name}.test", "ablations", name, ("--calibrate", "valid")) for name in CHANGES),
+        *(task for name, change in CHANGES.items() for task in _ablation(options, name, change)),
         *(
             _evaluation(
-                f"{mode}-0.{name}.{split}",
+                f"{BASE}.{name}.{split}",
                 "ablations",
-                f"{mode}-0.calibrated" if calibrated else f"{mode}-0",
-                (*_context(options, mode), *choices),
+                f"{BASE}.calibrated" if calibrated else BASE,
+                choices,
                 split=split,
             )
-            for mode in MODES
             for name, (calibrated, choices) in DECODERS.items()
             for split in ("valid", "test")
         ),
@@ -183,20 +183,28 @@ class Run:
         return "seeds" if self.start == "backbone" else "starts"
 
 
-def _context(options: argparse.Namespace, mode: str, training: bool = False) -> tuple[str, ...]:
-    """The options of document context; none for sentences."""
-    if mode == "sentence":
-        return ()
-    words = ("--context-words", str(options.context_words))
-    return words if training else ("--context", "document", *words)
+def _context(options: argparse.Namespace, mode: str) -> tuple[str, ...]:
+    """The options of training and of evaluation that say how sentences are read."""
+    return () if mode == "sentence" else ("--context", mode, "--context-words", str(options.context_words))
 
 
-def _training(options: argparse.Namespace, name: str, group: str, run: Run, change: Sequence[str]) -> Task:
+def _training(options: argparse.Namespace, run: Run) -> Task:
+    return Task(run.name, run.group, _command(options, run, _context(options, run.mode)), makes=run.name)
+
+
+def _ablation(options: argparse.Namespace, name: str, change: Sequence[str]) -> list[Task]:
+    read = change if "--context" in change else ()
+    return [
+        Task(name, "ablations", _command(options, Run("sentence", 0), change), makes=name),
+        _evaluation(f"{name}.test", "ablations", name, (*read, "--calibrate", "valid")),
+    ]
+
+
+def _command(options: argparse.Namespace, run: Run, change: Sequence[str]) -> tuple[str, ...]:
     extra = shlex.split(options.extra)
     data = () if "--sources" in extra else TRAIN_SET
     base = ("--epochs", str(options.epochs), "--learning-rate", options.learning_rate, "--seed", str(run.seed))
-    command = (*TRAIN, "--model", f"{{{run.start}}}", *data, *RECIPE, *base, *extra, *change)
-    return Task(name, group, command, makes=name)
+    return (*TRAIN, "--model", f"{{{run.start}}}", *data, *RECIPE, *base, *extra, *change)
 
 
 def _evaluation(
@@ -214,14 +222,16 @@ def _evaluation(
 
 
 def _evaluations(options: argparse.Namespace, run: Run) -> list[Task]:
-    """Calibrated on valid and measured on both tests in its own mode; then calibrated and measured in the other."""
+    """Calibrated on valid and measured on both tests in its own mode; the first seed in the other mode too."""
     name, other = run.name, MODES[1 - MODES.index(run.mode)]
     context, fit, calibrated = _context(options, run.mode), ("--calibrate", "valid"), f"{name}.calibrated"
-    return [
+    tasks = [
         _evaluation(f"{name}.test", run.group, name, (*context, *fit, "--save-calibration"), makes=calibrated),
         _evaluation(f"{name}.conllpp", run.group, calibrated, context, dataset="conllpp"),
-        _evaluation(f"{name}.test-by-{other}", run.group, name, (*_context(options, other), *fit)),
     ]
+    if run.seed == 0:
+        tasks.append(_evaluation(f"{name}.test-by-{other}", run.group, name, (*_context(options, other), *fit)))
+    return tasks
 
 
 def _baseline(options: argparse.Namespace, form: str, rate: str) -> Task:
@@ -235,7 +245,7 @@ def tables(results: dict[str, object]) -> str:
         "Fine-tuned on CoNLL-2003, thresholds from valid": seeds_table(results, MODES),
         "Token classification from the same backbone, same data and epochs": baselines_table(results, FORMS),
         "Ablations (sentences alone, one seed)": ablations_table(results, list(CHANGES)),
-        "Decoders (the models of seed 0)": decoders_table(results, MODES, list(DECODERS)),
+        "Decoders (sentences alone, seed 0)": decoders_table(results, BASE, list(DECODERS)),
     }
     return "\n\n".join([*(f"### {title}\n\n{text}" for title, text in parts.items()), NOTE])
 

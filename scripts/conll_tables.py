@@ -100,13 +100,12 @@ def ablations_table(results: Results, changes: Sequence[str]) -> str:
     return markdown(("change", "valid F1", "test F1", "coverage", "training s", "examples/s"), rows)
 
 
-def decoders_table(results: Results, modes: Sequence[str], decoders: Sequence[str]) -> str:
-    """Ways of deciding, on the same models."""
+def decoders_table(results: Results, base: str, decoders: Sequence[str]) -> str:
+    """Ways of deciding, on the same model."""
     rows = []
-    for mode in modes:
-        for name in decoders:
-            found = [results.get(f"{mode}-0.{name}.{split}") for split in ("valid", "test")]
-            cells = [spread([] if entry is None else [entry["result"]["scores"]["f1"]]) for entry in found]
-            if any(entry is not None for entry in found):
-                rows.append([f"{mode}, {name}", *cells])
+    for name in decoders:
+        found = [results.get(f"{base}.{name}.{split}") for split in ("valid", "test")]
+        cells = [spread([] if entry is None else [entry["result"]["scores"]["f1"]]) for entry in found]
+        if any(entry is not None for entry in found):
+            rows.append([name, *cells])
     return markdown(("decoder", "valid F1", "test F1"), rows)
