@@ -58,7 +58,7 @@ class Settings:
         out: folder of `results.json`.
         work: folder of models, logs and files on the way.
         places: what each mark of the commands stands for.
-        gpus: number of GPUs; 0 for the CPU.
+        gpus: number of GPUs, the first of CUDA_VISIBLE_DEVICES where that is set; 0 for the CPU.
         jobs_per_gpu: tasks at once on each (on the CPU, in all).
         max_seconds: time for all.
     """
@@ -125,7 +125,9 @@ class Runner:
     def __init__(self, settings: Settings, results: dict[str, Any]) -> None:
         """Starts nothing yet."""
         self.settings, self.results = settings, results
-        gpus: list[int | None] = [*range(settings.gpus)] or [None]
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        names = visible.split(",") if visible else [str(number) for number in range(settings.gpus)]
+        gpus: list[str | None] = [*names[: settings.gpus]] or [None]
         self.slots = gpus * settings.jobs_per_gpu
         self.failed: list[Task] = []
 
@@ -186,7 +188,7 @@ class Runner:
         own = {
             "PYTHONPATH": os.pathsep.join(part for part in (str(ROOT), os.environ.get("PYTHONPATH")) if part),
             "PYTHONUNBUFFERED": "1",
-            "CUDA_VISIBLE_DEVICES": "" if gpu is None else str(gpu),
+            "CUDA_VISIBLE_DEVICES": gpu or "",
         }
         return os.environ | dict.fromkeys(THREAD_LIMITS, threads) | own
 

@@ -95,12 +95,16 @@ def test_a_run_cut_by_time_keeps_what_is_finished_and_leaves_no_process(settings
         os.kill(int(mark.read_text()), 0)
 
 
-def test_each_slot_sees_its_own_gpu(settings):
+@pytest.mark.parametrize(("visible", "names"), [(None, ["0", "1"]), ("3,5,7", ["3", "5"])])
+def test_each_slot_sees_its_own_gpu(settings, monkeypatch, visible, names):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     show = code("time.sleep(0.5)\nprint(json.dumps([os.environ['CUDA_VISIBLE_DEVICES'], sys.argv[1:]]))")
     tasks = [Task(f"t{number}", "a", (*show, "{data}/x")) for number in range(4)]
     assert run(tasks, settings(gpus=2), ["a"]) == []
     results = read_results(settings().out)
-    assert sorted(entry["result"][0] for entry in results.values()) == ["0", "0", "1", "1"]
+    assert sorted(entry["result"][0] for entry in results.values()) == sorted(names * 2)
     assert all(entry["device"] == f"cuda:{entry['result'][0]}" for entry in results.values())
     assert results["t0"]["result"][1] == ["D/x"]
     assert results["t0"]["command"][-1] == "{data}/x"
