@@ -10,7 +10,7 @@ from typing import Any
 
 SOURCE_KEYS = (
     *("path", "split", "name", "label_map", "labels", "partial", "repeat", "limit", "licence"),
-    *("case", "where"),
+    *("case", "where", "context_words"),
 )
 
 

@@ -37,6 +37,7 @@ class TrainingSource:
         labels: the types that the scheme knows, which is what its examples may be asked for; those that occur if ().
         repeat: how often an epoch shows each example; 0.5 is a random half, anew in every epoch.
         licence: of the data, for the model card.
+        context_words: its sentences are read in passages of one document, of up to so many words; alone if None.
     """
 
     name: str
@@ -44,6 +45,7 @@ class TrainingSource:
     labels: tuple[str, ...] = ()
     repeat: float = 1.0
     licence: str | None = None
+    context_words: int | None = None
 
     def __post_init__(self) -> None:
         """Checks that there is something to train on."""
@@ -156,7 +158,8 @@ def encode_sources(
         template: the prompt's parts around a document.
         max_span_words: longest candidate.
         types: all types in their order; those of the sources if None.
-        context_words: join sentences of a document up to so many words; candidates stay inside their sentence.
+        context_words: join sentences of a document up to so many words, in sources that do not say so themselves;
+            candidates stay inside their sentence.
         max_tokens: cut documents into windows that fit this with their longest span.
         cue_tokens: tokens of the answer cue, for the number of nodes.
         seed: of the choice of sure negatives.
@@ -176,8 +179,8 @@ def encode_sources(
                 f"the source {source.name!r} has labels {missing[:10]} that are not asked for; the labels are "
                 f"{list(names)[:20]}: map or leave out labels with a label map."
             )
-    encoder = _Encoder(tokenizer, template, max_span_words, max_tokens, context_words, cue_tokens, numbers)
-    chunks = _Chunks(sources, encoder, seed)
+    encoder = _Encoder(tokenizer, template, max_span_words, max_tokens, cue_tokens, numbers)
+    chunks = _Chunks(sources, encoder, context_words, seed)
     documents: list[TrainingDocument] = []
     coverage = [Coverage() for _ in sources]
     for (index, _), (encoded, counts) in zip(
@@ -210,8 +213,10 @@ class _Chunks(Dataset[tuple[list["TrainingDocument"], Coverage]]):
         places: number of its source and first example of each chunk.
     """
 
-    def __init__(self, sources: Sequence[TrainingSource], encoder: "_Encoder", seed: int) -> None:
-        self.sources, self.encoder, self.seed = sources, encoder, seed
+    def __init__(
+        self, sources: Sequence[TrainingSource], encoder: "_Encoder", context_words: int | None, seed: int
+    ) -> None:
+        self.sources, self.encoder, self.context_words, self.seed = sources, encoder, context_words, seed
         self.places = [
             (number, start)
             for number, source in enumerate(sources)
@@ -223,8 +228,10 @@ class _Chunks(Dataset[tuple[list["TrainingDocument"], Coverage]]):
 
     def __getitem__(self, index: int) -> tuple[list[TrainingDocument], Coverage]:
         number, start = self.places[index]
-        examples = self.sources[number].examples[start : start + AT_ONCE]
-        return self.encoder.encode(examples, number, np.random.default_rng([self.seed, number, start]))
+        source = self.sources[number]
+        examples = source.examples[start : start + AT_ONCE]
+        words = self.context_words if source.context_words is None else source.context_words
+        return self.encoder.encode(examples, number, words, np.random.default_rng([self.seed, number, start]))
 
 
 @dataclass(frozen=True)
@@ -235,17 +242,16 @@ class _Encoder:
     template: PromptTemplate
     max_span_words: int
     max_tokens: int | None
-    context_words: int | None
     cue_tokens: int
     numbers: dict[str, int]
 
     def encode(
-        self, examples: Sequence[Example], source: int, generator: np.random.Generator
+        self, examples: Sequence[Example], source: int, context_words: int | None, generator: np.random.Generator
     ) -> tuple[list[TrainingDocument], Coverage]:
         counts = Coverage()
         documents: list[TrainingDocument] = []
         for kind in _alike(examples):
-            documents += self._documents(_passages(kind, self.context_words), source, counts, generator)
+            documents += self._documents(_passages(kind, context_words), source, counts, generator)
         return _counted(documents, self.cue_tokens), counts
 
     def _documents(

@@ -7,7 +7,7 @@ Knows nothing of tokenizers or models.
 import argparse
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ def read_plan(options: argparse.Namespace, say: Callable[[str], None]) -> Traini
         if count:
             dropped[source.name] = count
             say(f"{source.name}: {count:,} examples dropped, which share ten words in a row with an evaluation set")
-        kept.append(TrainingSource(source.name, examples, source.labels, source.repeat, source.licence))
+        kept.append(replace(source, examples=examples))
     dev_map = LabelMap.read(options.dev_label_map) if options.dev_label_map else label_map
     dev = _load(options.dev, options.dev_split, label_map=dev_map) if options.dev else []
     labels = None if options.open_types else _fixed_labels(options, described, kept)
@@ -124,8 +124,15 @@ def _sources(options: argparse.Namespace, label_map: LabelMap | None) -> list[Tr
             raise ValueError(f"{options.sources}: case must be 'lower' or 'upper', not {case!r}.")
         examples = examples if case is None else [recased(example, case) for example in examples]
         name = entry.get("name") or Path(entry["path"]).name
-        labels = tuple(entry.get("labels", ()))
-        sources.append(TrainingSource(name, examples, labels, float(entry.get("repeat", 1.0)), entry.get("licence")))
+        source = TrainingSource(
+            name,
+            examples,
+            labels=tuple(entry.get("labels", ())),
+            repeat=float(entry.get("repeat", 1.0)),
+            licence=entry.get("licence"),
+            context_words=entry.get("context_words"),
+        )
+        sources.append(source)
     return sources
 
 
