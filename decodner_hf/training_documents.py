@@ -158,8 +158,7 @@ def encode_sources(
         template: the prompt's parts around a document.
         max_span_words: longest candidate.
         types: all types in their order; those of the sources if None.
-        context_words: join sentences of a document up to so many words, in sources that do not say so themselves;
-            candidates stay inside their sentence.
+        context_words: as of a source, for those that do not say; candidates stay inside their sentence.
         max_tokens: cut documents into windows that fit this with their longest span.
         cue_tokens: tokens of the answer cue, for the number of nodes.
         seed: of the choice of sure negatives.
