@@ -127,6 +127,8 @@ def _sources(options: argparse.Namespace, label_map: LabelMap | None) -> list[Tr
         name = entry.get("name") or Path(entry["path"]).name
         labels, repeat = tuple(entry.get("labels", ())), float(entry.get("repeat", 1.0))
         context = context_of(vars(options) | entry)
+        if "context_words" in entry and context is None:
+            raise ValueError(f"{options.sources}: context_words of {name!r} needs a context: document or preceding.")
         sources.append(TrainingSource(name, examples, labels, repeat, entry.get("licence"), context))
     return sources
 

@@ -237,7 +237,7 @@ def _longest(names: Iterable[str]) -> dict[str, int]:
 
 
 def read_pairs(path: Path) -> Iterator[tuple[str, str]]:
-    """(mention, type phrase) of a JSON Lines file of examples with character offsets."""
+    """(mention, type phrase) of a JSON Lines file of examples; `load_examples` would load torch, for seconds."""
     with path.open(encoding="utf-8") as lines:
         for line in lines:
             example = json.loads(line)

@@ -19,6 +19,9 @@ LANGUAGE_BEFORE = {"in", "into", "speak", "speaks", "spoke", "speaking", "spoken
 SPEECH = {"speak", "speaks", "spoke", "spoken", "speakers", "languages", "language", "fluent", "translated"}
 ONLY_TITLES = {"Major", "Field", "Rear", "Private", "Chief", "Coach", "Count", "Baron", "Saint", "St", "Brother"}
 ONLY_TITLES |= {"Sister", "Uncle", "Aunt", "Director", "Father", "Sir", "Dame", "Lord", "Lady", "Justice"}
+NO_SALTS = {"provide", "provides", "reside", "resides", "divide", "divides", "decide", "inside", "outside", "beside"}
+NO_SALTS |= {"alongside", "side", "sides", "create", "creates", "indicate", "indicates", "operate", "operates", "rate"}
+NO_SALTS |= {"rates", "state", "states", "plate", "plates", "late", "dominate", "site", "sites", "despite", "white"}
 QUOTED_AT_MOST = 9  # words of a title between quotation marks
 
 
@@ -196,6 +199,8 @@ class ArticleMatcher:
         """An element before "oxide", "sulfate", ... is part of a compound's name."""
         behind = tokens[span.end] if span.end < len(tokens) else ""
         if span.label != "chemical element" or not behind.endswith(("ide", "ides", "ate", "ates", "ite", "ites")):
+            return span
+        if behind in NO_SALTS:
             return span
         return Span(span.start, span.end + 1, "chemical compound", span.rank)
 

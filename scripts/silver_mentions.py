@@ -1,7 +1,8 @@
 """Silver mentions with fine types in running encyclopedia text: completely annotated sentences to train on.
 
 In: articles (JSON Lines with id, title and text, plain or .xz), definition sentences with one mention and its type
-phrase each, and the taxonomy. Out: a JSON Lines file of sentences, and beside it the taxonomy that its labels need.
+phrase each, and the taxonomy. Out: JSON Lines files of sentences, and of passages of several sentences of one article
+("doc" names them); a JSON file of names by their type. A part of the texts stand as words with every mark apart.
 
     python scripts/silver_mentions.py --text data/*.jsonl.xz --definitions definitions.jsonl --output silver.jsonl
 """
@@ -16,18 +17,21 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 from silver_dictionary import DictionaryBuilder, NameDictionary, WordCounts, read_pairs
 from silver_matching import ArticleMatcher, Sentence
+from silver_passages import choose_passages
 from silver_patterns import Lists
 from silver_sentences import split_sentences
 from silver_taxonomy import Taxonomy
+from spaced_words import labelled_lines
 
 COUNTED_CHARACTERS = 1500  # of an article, for the counts of words
 PLAIN = {"date", "nationality", "country", "percentage", "money", "US state", "person", "city"}
 PLAIN_SHARE = 0.2  # of the sentences may hold nothing else
+APART_SHARE = 0.4  # of the texts stand as words
 SURFACE_AT_MOST, PLAIN_SURFACE_AT_MOST = 200, 1500  # sentences with one and the same name, of other and of plain types
 
 
@@ -63,23 +67,25 @@ def make_dictionary(options: argparse.Namespace, taxonomy: Taxonomy) -> tuple[Na
 
 
 def annotate(options: argparse.Namespace, matcher: ArticleMatcher) -> Iterator[tuple[str, Sentence]]:
-    """(article id, sentence) of all sentences in which every name is known and there is at least one."""
+    """(article id, sentence) of all sentences in which every name is known; some hold none."""
     for number, article in enumerate(read_articles(options.text)):
         if options.max_articles and number >= options.max_articles:
             return
         matcher.start(article["title"])
         for text in split_sentences(article["text"]):
             sentence = matcher.sentence(text)
-            if sentence is not None and sentence.mentions:
+            if sentence is not None:
                 yield str(article["id"]), sentence
 
 
 def select(pool: Sequence[tuple[str, Sentence]], count: int, seed: int) -> list[int]:
-    """Numbers of at most `count` sentences in the pool's order; rare types and many mentions are more likely."""
+    """Numbers of at most `count` sentences with mentions; rare types and many mentions are more likely."""
     frequency = Counter(label for _, sentence in pool for _, _, label in sentence.mentions)
     generator = random.Random(seed)
     keys = []
     for number, (_, sentence) in enumerate(pool):
+        if not sentence.mentions:
+            continue
         rarity = sum(frequency[label] ** -0.5 for label in {label for _, _, label in sentence.mentions})
         weight = rarity * (0.3 if len(sentence.mentions) == 1 else 1.0)
         keys.append((-math.log(1.0 - generator.random()) / weight, number))
@@ -114,13 +120,6 @@ def without_copies(sentences: Iterable[tuple[str, Sentence]]) -> list[tuple[str,
     return kept
 
 
-def used_taxonomy(taxonomy: Taxonomy, labels: Iterable[str]) -> dict[str, Any]:
-    """The types of `labels` and all their ancestors, with their aliases."""
-    types = {label: taxonomy.types.get(label, []) for label in labels}
-    types |= {above: taxonomy.types[above] for ancestors in list(types.values()) for above in ancestors}
-    return {"types": types, "aliases": {label: names for label, names in taxonomy.aliases.items() if label in types}}
-
-
 def unquoted(sentence: Sentence, taxonomy: Taxonomy) -> Sentence:
     """The sentence without the quotation marks around works, which stand for italics in plain text."""
     marks: set[int] = set()
@@ -136,17 +135,39 @@ def unquoted(sentence: Sentence, taxonomy: Taxonomy) -> Sentence:
     return Sentence(text, tuple(mentions))
 
 
-def write(output: Path, chosen: Iterable[tuple[str, Sentence]], taxonomy: Taxonomy) -> Counter[str]:
-    """Writes the sentences and their taxonomy; returns how many mentions each label has."""
+def write(output: Path, texts: Iterable[tuple[str, Sentence]], taxonomy: Taxonomy, seed: int) -> Counter[str]:
+    """Writes sentences, all of one "doc" in one form; returns how many mentions each label has."""
     labels: Counter[str] = Counter()
     with output.open("w", encoding="utf-8") as out:
-        for article, sentence in chosen:
-            labels.update(label for _, _, label in sentence.mentions)
-            line = {"text": sentence.text, "entities": sentence.mentions, "doc": article}
-            out.write(json.dumps(line, ensure_ascii=False) + "\n")
-    types = json.dumps(used_taxonomy(taxonomy, sorted(labels)), ensure_ascii=False, indent=1)
-    output.with_suffix(".types.json").write_text(types + "\n", encoding="utf-8")
+        for doc, group in groupby(texts, lambda entry: entry[0]):
+            coins = random.Random(f"{seed} {doc}")
+            apart, bare = coins.random() < APART_SHARE, coins.random() < 0.5
+            shown = [unquoted(sentence, taxonomy) if bare else sentence for _, sentence in group]
+            labels.update(label for sentence in shown for _, _, label in sentence.mentions)
+            for line in labelled_lines([(sentence.text, sentence.mentions) for sentence in shown], apart=apart):
+                out.write(json.dumps({**line, "doc": doc}, ensure_ascii=False) + "\n")
     return labels
+
+
+def write_names(output: Path, names: NameDictionary) -> None:
+    """Writes the dictionary: type -> names and works; first and last names of people."""
+    by_type: dict[str, list[str]] = {}
+    for name, label in sorted({**names.quoted, **names.labels}.items()):
+        by_type.setdefault(label, []).append(name)
+    known = {"types": by_type, "first_names": sorted(names.first_names), "last_names": sorted(names.last_names)}
+    output.write_text(json.dumps(known, ensure_ascii=False, indent=0, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def take_passages(
+    options: argparse.Namespace, pool: Sequence[tuple[str, Sentence]], taxonomy: Taxonomy
+) -> list[tuple[str, Sentence]]:
+    """Writes passages; returns the sentences that are in none."""
+    runs = choose_passages(pool, options.max_passages, options.seed)
+    passages = ((f"{pool[number][0]}.{run.start}", pool[number][1]) for run in runs for number in run)
+    labels = write(options.passages, passages, taxonomy, options.seed)
+    print(f"{len(runs):,} passages of {sum(map(len, runs)):,} sentences with {labels.total():,} mentions", flush=True)
+    taken = {number for run in runs for number in run}
+    return [entry for number, entry in enumerate(pool) if number not in taken]
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -160,6 +181,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--types", type=Path, default=here, metavar="FILE", help="the taxonomy")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE")
     parser.add_argument("--max-sentences", type=int, default=150_000)
+    parser.add_argument("--passages", type=Path, metavar="FILE", help="also write passages, here")
+    parser.add_argument("--max-passages", type=int, default=12_000)
+    parser.add_argument("--names", type=Path, metavar="FILE", help="write the names of every type here")
     parser.add_argument("--max-articles", type=int, default=0, help="to read; 0 for all")
     parser.add_argument("--rare-below", type=int, default=30, help="names that a type outside the taxonomy needs")
     parser.add_argument("--seed", type=int, default=0)
@@ -178,12 +202,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     taxonomy = Taxonomy.read(options.types)
     names, counts = make_dictionary(options, taxonomy)
     print(f"{len(names.labels):,} names in {time.perf_counter() - began:.0f} s", flush=True)
+    if options.names:
+        write_names(options.names, names)
     pool = without_copies(annotate(options, ArticleMatcher(taxonomy, names, counts, Lists(taxonomy))))
+    print(f"{len(pool):,} complete sentences in {time.perf_counter() - began:.0f} s", flush=True)
+    if options.passages:
+        pool = take_passages(options, pool, taxonomy)
     chosen = [pool[number] for number in select(pool, options.max_sentences, options.seed)]
-    coins = random.Random(options.seed)
-    chosen = [(article, unquoted(text, taxonomy) if coins.random() < 0.5 else text) for article, text in chosen]
-    labels = write(options.output, chosen, taxonomy)
-    print(f"{len(pool):,} complete sentences, {len(chosen):,} kept, in {time.perf_counter() - began:.0f} s")
+    labels = write(options.output, chosen, taxonomy, options.seed)
+    print(f"{len(chosen):,} sentences kept, in {time.perf_counter() - began:.0f} s")
     coarse: Counter[str] = Counter()
     for label, number in labels.items():
         coarse[taxonomy.coarse(label)] += number

@@ -1,15 +1,21 @@
 import json
 import lzma
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import silver_mentions
 from silver_dictionary import DictionaryBuilder, WordCounts
 from silver_matching import ArticleMatcher, Sentence
+from silver_passages import LONGEST, SHORTEST, choose_passages
 from silver_patterns import Lists
 from silver_sentences import dates_and_amounts, split_sentences
 from silver_taxonomy import Taxonomy, definition_phrase, head_phrase, tokenize
+from spaced_words import labelled_lines, spaced
+
+from decodner_hf.examples import load_examples
+from decodner_hf.passages import Context, passages_of
 
 TYPES = Path(silver_mentions.__file__).with_name("silver_types.json")
 ARTICLES = {
@@ -63,6 +69,7 @@ def found(matcher, text, title="no article"):
         ("He went to Quill Harbour and to Rome.", None),
         ("A cow had grey fever and malaria.", [("grey fever", "disease"), ("malaria", "disease")]),
         ("It is sodium sulfate.", [("sodium sulfate", "chemical compound")]),
+        ("The lamps of argon provide light.", [("argon", "chemical element")]),
         ("He built the London and Quill Railway.", None),  # perhaps one name
         ("Grey 7 was sold in Rome.", None),
         ("He read of the Rome Oslo plan.", None),
@@ -205,7 +212,47 @@ def test_quotation_marks_for_italics_can_be_left_out(taxonomy):
     assert [plain.text[start:end] for start, end, _ in plain.mentions] == ["Night", "Rome"]
 
 
-def test_the_command_writes_sentences_and_the_types_they_use(tmp_path, capsys):
+def test_passages_are_runs_of_one_article_of_many_lengths():
+    sentence = Sentence("word " * 19 + "Snorvik", ((95, 102, "band"),))
+    bare = Sentence("word " * 19 + "word", ())
+    pool = [(str(article), sentence) for article in range(40) for _ in range(60)]
+    pool += [("short", sentence), ("short", sentence), *[("bare", bare)] * 60]
+    runs = choose_passages(pool, 100, seed=1)
+    assert runs == choose_passages(pool, 100, seed=1) != choose_passages(pool, 100, seed=2)
+    assert len(runs) == 100
+    assert all(len({pool[number][0] for number in run}) == 1 for run in runs)
+    assert all(run.stop <= after.start for run, after in pairwise(runs))
+    words = [20 * len(run) for run in runs]
+    assert min(words) >= SHORTEST
+    assert max(words) < LONGEST + 20
+    assert len(set(words)) > 8
+    assert {pool[run.start][0] for run in runs}.isdisjoint({"short", "bare"})
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("Mr. Smith's team (U.S.) won 6-3.", ["Mr.", "Smith", "'s", "team", "(", "U.S.", ")", "won", "6-3", "."]),
+        ("They don't pay $3,500 or 5%.", ["They", "do", "n't", "pay", "$", "3,500", "or", "5", "%", "."]),
+        ("O'Brien & Co. of well-known AT&T", ["O'Brien", "&", "Co.", "of", "well-known", "AT&T"]),
+        ("J. R. Lee left on 1996-08-22.", ["J.", "R.", "Lee", "left", "on", "1996-08-22", "."]),
+    ],
+)
+def test_marks_stand_apart(text, words):
+    assert spaced(text, [])[0] == words
+
+
+def test_a_text_whose_mentions_cut_words_stays_a_text():
+    whole, cut = ("He saw Oslo.", ((7, 11, "city"),)), ("Oslo-born Lee", ((0, 4, "city"),))
+    assert spaced(*cut) is None
+    assert labelled_lines([whole], apart=True) == [
+        {"tokens": ["He", "saw", "Oslo", "."], "entities": [(2, 3, "city")]}
+    ]
+    assert [set(line) for line in labelled_lines([whole, cut], apart=True)] == [{"text", "entities"}] * 2
+    assert [set(line) for line in labelled_lines([whole], apart=False)] == [{"text", "entities"}]
+
+
+def test_the_command_writes_sentences_passages_and_names(tmp_path, capsys):
     with lzma.open(tmp_path / "a.jsonl.xz", "wt") as out:
         for number, (title, text) in enumerate(ARTICLES.items()):
             body = f"{text}\n{TALK}\nShe heard Mara Velling play in Oslo.\nShe heard Mara Velling play in Oslo."
@@ -213,21 +260,42 @@ def test_the_command_writes_sentences_and_the_types_they_use(tmp_path, capsys):
     example = {"text": "Blix Tide is a company.", "entities": [[0, 9, "company"]]}
     (tmp_path / "pairs.jsonl").write_text(json.dumps(example) + "\n")
     command = ["--text", str(tmp_path / "a.jsonl.xz"), "--definitions", str(tmp_path / "pairs.jsonl")]
-    command += ["--output", str(tmp_path / "silver.jsonl")]
+    command += ["--output", str(tmp_path / "silver.jsonl"), "--names", str(tmp_path / "names.json")]
     assert silver_mentions.main(command) == 0
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
-    lines = [json.loads(line) for line in (tmp_path / "silver.jsonl").read_text().splitlines()]
-    types = json.loads((tmp_path / "silver.types.json").read_text())["types"]
-    assert summary["sentences"] == len(lines) == len({line["text"] for line in lines})
-    assert {"text": "She heard Mara Velling play in Oslo.", "entities": [[10, 22, "guitarist"], [31, 35, "city"]]} in [
-        {"text": line["text"], "entities": line["entities"]} for line in lines
-    ]
-    assert {label for line in lines for _, _, label in line["entities"]} <= set(types)
-    assert types["guitarist"][-1] == "person"
-    assert "person" in types
+    examples = load_examples(tmp_path / "silver.jsonl")
+    assert summary["sentences"] == len(examples) == len({example.text for example in examples})
+    heard = next(example for example in examples if "heard" in example.text)
+    found = [(heard.text[start:end], label) for start, end, label in heard.character_entities]
+    assert found == [("Mara Velling", "guitarist"), ("Oslo", "city")]
+    names = json.loads((tmp_path / "names.json").read_text())
+    assert "Mara Velling" in names["types"]["guitarist"]
+    assert "Night Ferry" in names["types"]["novel"]
     once = (tmp_path / "silver.jsonl").read_bytes()
     silver_mentions.main(command)
     assert (tmp_path / "silver.jsonl").read_bytes() == once
+
+
+def test_a_sentence_stands_among_the_passages_or_alone(tmp_path):
+    texts = [
+        f"In {year} she heard Mara Velling play again in Oslo and then in the town of Rome."
+        for year in range(1900, 1912)
+    ]
+    article = {"id": 7, "title": "Mara Velling", "text": f"{ARTICLES['Mara Velling']}\n{TALK}\n" + "\n".join(texts)}
+    other = {
+        "id": 8,
+        "title": "Mara Holt",
+        "text": f"{ARTICLES['Mara Holt']}\n{TALK}\nShe was in Rome in 1950 for it.",
+    }
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(a | {"id": a["id"]}) + "\n" for a in (article, other)))
+    command = ["--text", str(tmp_path / "a.jsonl"), "--output", str(tmp_path / "silver.jsonl")]
+    assert silver_mentions.main([*command, "--passages", str(tmp_path / "passages.jsonl")]) == 0
+    alone, passages = load_examples(tmp_path / "silver.jsonl"), load_examples(tmp_path / "passages.jsonl")
+    assert {example.document.split(".")[0] for example in passages} == {"7"}
+    assert len({type(example.content) for example in passages}) == 1
+    assert not {example.text for example in alone} & {example.text for example in passages}
+    joined = passages_of(passages, Context("document", 600))
+    assert max(len(passage.members) for passage in joined) > 2
 
 
 def test_a_missing_file_is_refused(tmp_path, capsys):
