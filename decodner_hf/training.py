@@ -63,7 +63,7 @@ def run_train(options: argparse.Namespace) -> int:
         OSError: files that cannot be read.
     """
     started = time.monotonic()
-    say: Say = PartialState().print
+    say: Say = PartialState(cpu=options.cpu).print  # the first to ask decides what the processes speak over
     plan = read_plan(options, say)
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     model = load_model(options, plan)
