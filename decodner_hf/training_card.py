@@ -14,6 +14,7 @@ from huggingface_hub import EvalResult, ModelCard
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
 from .configuration_decodner import DecodNERConfig
+from .markdown import markdown_table
 from .publishing_decodner import write_model_card
 from .training_documents import TrainingSource
 
@@ -69,8 +70,9 @@ def write_training_card(config: DecodNERConfig, directory: Path, record: Trainin
 
 
 def _data(record: TrainingRecord) -> list[str]:
-    lines = ["## Training data", "", "| source | examples | types | licence |", "| --- | ---: | ---: | --- |"]
-    lines += [f"| {s.name} | {len(s.examples):,} | {len(s.labels):,} | {s.licence or ''} |" for s in record.sources]
+    rows = [(s.name, f"{len(s.examples):,}", f"{len(s.labels):,}", s.licence or "") for s in record.sources]
+    table = markdown_table(("source", "examples", "types", "licence"), rows, words=(0, 3))
+    lines = ["## Training data", "", table]
     if record.dropped:
         parts = ", ".join(f"{count:,} of {name}" for name, count in record.dropped.items())
         lines += ["", f"Left out because they share ten words in a row with an evaluation set: {parts}."]

@@ -6,6 +6,7 @@ import pretrain
 import pretrain_data
 import pytest
 import torch
+from architectures import tiny_config, tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from decodner_hf.muon import Muon, orthogonalise
@@ -114,6 +115,23 @@ def test_muon_steps_as_its_formula_says():
         weight = weight * (1 - 0.01 * 0.1) - 0.01 * 0.2 * 8**0.5 * update
     assert torch.allclose(model["one"].weight, weight, atol=2e-5)
     assert torch.allclose(model["one"].bias, bias - 0.03, atol=1e-5)  # AdamW: a step of the learning rate each
+
+
+class HeadOfAnotherName(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.backbone = tiny_model(tiny_config("llama", tie_word_embeddings=False))
+        self.backbone.answers = self.backbone.lm_head
+        del self.backbone.lm_head
+        self.backbone.get_output_embeddings = lambda: self.backbone.answers
+
+
+def test_muon_leaves_the_head_and_embeddings_to_adamw_whatever_they_are_called():
+    model = HeadOfAnotherName()
+    marked = {id(p) for group in Muon(model, 0.01).param_groups if group["orthogonal"] for p in group["params"]}
+    matrices = {name for name, parameter in model.named_parameters() if id(parameter) in marked}
+    others = {name for name, parameter in model.named_parameters() if parameter.dim() == 2} - matrices
+    assert others == {"backbone.model.embed_tokens.weight", "backbone.answers.weight"}
 
 
 def test_a_model_can_be_the_start_of_another_run(texts, tmp_path):
