@@ -110,6 +110,7 @@ def load_model(options: argparse.Namespace, plan: TrainingPlan) -> Any:
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
         )
     model = DecodNERForSpanClassification.from_pretrained(options.model, **settings)
+    check_gradients(model)
     if adapted:
         add_lora(model, options.lora_rank)
     if options.gradient_checkpointing:
@@ -117,6 +118,21 @@ def load_model(options: argparse.Namespace, plan: TrainingPlan) -> Any:
     if options.compile:
         compile_beside_attention(model)
     return model
+
+
+def check_gradients(model: torch.nn.Module) -> None:
+    """Refuses 4-bit layers in the layout of bitsandbytes' CPU kernels, which pass no gradient on and say nothing.
+
+    Raises:
+        ValueError: there are such layers.
+    """
+    for module in model.modules():
+        quantized = getattr(getattr(module, "weight", None), "quant_state", None)
+        if getattr(quantized, "packing_format_for_cpu", False):
+            raise ValueError(
+                "bitsandbytes computes 4-bit layers without their gradient on this CPU: train on a GPU, or leave "
+                "--load-in-4bit out."
+            )
 
 
 def compile_beside_attention(model: Any) -> None:
