@@ -78,10 +78,10 @@ def test_a_stopped_run_goes_on_to_the_same_weights(texts, tmp_path):
         assert torch.equal(value, whole[name]), name
 
 
-def test_a_state_of_another_run_is_refused(texts, tmp_path):
+def test_a_state_of_another_run_is_refused(texts, tmp_path, capsys):
     assert run(texts, tmp_path / "model", max_seconds=0) == 3
-    with pytest.raises(ValueError, match=r"is of a run with \{'seed': 0\}"):
-        run(texts, tmp_path / "model", seed=1)
+    assert run(texts, tmp_path / "model", seed=1) == 1
+    assert "is of a run with {'seed': 0}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
@@ -164,6 +164,21 @@ def test_a_line_without_text_is_named(tmp_path):
         list(pretrain_data.read_texts(path, "text"))
 
 
-def test_a_step_that_is_no_whole_number_of_rows_is_refused(texts, tmp_path):
-    with pytest.raises(ValueError, match="not a multiple of --row-tokens 32"):
-        run(texts, tmp_path / "model", batch_tokens=100)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_tokens": 100}, "not a multiple of --row-tokens 32"),
+        ({"valid_documents": 1, "row_tokens": 128}, "tokens of held-out documents do not fill a row of 128"),
+        ({"valid_documents": 60}, "60 of 60 documents cannot be held out"),
+    ],
+    ids=["rows of a step", "too little held out", "all held out"],
+)
+def test_what_does_not_fit_together_is_a_message(texts, tmp_path, capsys, options, message):
+    assert run(texts, tmp_path / "model", **options) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_a_start_that_is_no_folder_is_a_message(texts, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run(texts, tmp_path / "model", "--init", str(tmp_path / "nowhere"))
+    assert "--init: no such folder" in capsys.readouterr().err
