@@ -9,6 +9,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,8 @@ def run_train(options: argparse.Namespace) -> int:
         callbacks=[TimeLimit(started + options.max_seconds)] if options.max_seconds else None,
         optimizers=(optimizer_for(options, model), None),
     )
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    say(f"training {trained:,} weights on {trainer.args.device}, {trainer.args.world_size} process(es)")
     trainer.train(resume_from_checkpoint=_last_checkpoint(options) if options.resume else None)
     say(f"the loop waited for rows {100 * trainer.wait_share:.1f}% of the time")
     metrics = trainer.evaluate() if plan.dev else {}
@@ -145,7 +148,13 @@ def compile_beside_attention(model: Any) -> None:
 
 
 def add_lora(model: Any, rank: int) -> None:
-    """Puts LoRA adapters on all linear layers of the decoder; only they are trained, in float32."""
+    """Puts LoRA adapters on all linear layers of the decoder; only they are trained, in float32.
+
+    Raises:
+        ImportError: PEFT is not installed.
+    """
+    if find_spec("peft") is None:
+        raise ImportError('--lora-rank needs PEFT: pip install "decodner-hf[peft]", or pip install peft.')
     from peft import LoraConfig
 
     model.add_adapter(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM"))
@@ -259,6 +268,7 @@ def training_arguments(options: argparse.Namespace, rows: PackedRows, has_dev: b
         use_cpu=options.cpu,
         remove_unused_columns=False,
         dataloader_num_workers=options.workers,
+        dataloader_pin_memory=cuda,
         logging_steps=options.log_steps,
         logging_nan_inf_filter=False,  # it would wait for the GPU in every step
         eval_strategy="steps" if has_dev and options.evaluate_epochs else "no",
@@ -292,6 +302,7 @@ def save(options: argparse.Namespace, plan: TrainingPlan, trainer: SpanTrainer, 
         dropped=plan.dropped,
         metrics={name.removeprefix("eval_"): value for name, value in metrics.items() if name.startswith("eval_")},
         dev=options.dev,
+        dev_split=options.dev_split,
         settings=settings,
         licence=options.licence,
     )

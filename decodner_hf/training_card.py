@@ -28,6 +28,7 @@ class TrainingRecord:
         dropped: per source the examples left out because they overlap an evaluation set.
         metrics: span precision, recall and F1 on the dev examples, from 0 to 1; empty without any.
         dev: where those came from.
+        dev_split: and of which split.
         settings: the options that matter.
         licence: of the model.
     """
@@ -36,6 +37,7 @@ class TrainingRecord:
     dropped: Mapping[str, int]
     metrics: Mapping[str, float]
     dev: str | None
+    dev_split: str
     settings: Mapping[str, Any]
     licence: str | None
 
@@ -51,7 +53,7 @@ def write_training_card(config: DecodNERConfig, directory: Path, record: Trainin
     if record.metrics and record.dev:
         name = Path(record.dev).name
         results = [
-            EvalResult("token-classification", name, name, metric, round(value, 4), dataset_split="dev")
+            EvalResult("token-classification", name, name, metric, round(value, 4), dataset_split=record.dev_split)
             for metric, value in record.metrics.items()
         ]
         card.data["model-index"] = eval_results_to_model_index(directory.resolve().name, results)

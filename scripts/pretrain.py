@@ -102,7 +102,7 @@ class Schedule:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns 0 when all tokens are trained on, 3 when --max-seconds stopped the run, else 1."""
+    """Runs the command line; returns 0 when all tokens are trained on, 3 when --max-seconds stopped it, else 1."""
     started = time.monotonic()
     options = parse(argv, __doc__ or "")
     try:
