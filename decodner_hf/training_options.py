@@ -101,7 +101,7 @@ def _sources(options: argparse.Namespace, label_map: LabelMap | None) -> list[Tr
     if options.train is not None:
         examples = _load(options.train, options.train_split, label_map=label_map, limit=options.limit)
         return [TrainingSource(Path(options.train).name, examples)]
-    entries = json.loads(options.sources.read_text(encoding="utf-8"))
+    entries = _read_json(options.sources)
     if not isinstance(entries, list) or not all(isinstance(entry, dict) and "path" in entry for entry in entries):
         raise ValueError(f"{options.sources} must be a JSON list of objects with a 'path' each.")
     sources = []
@@ -129,6 +129,13 @@ def _sources(options: argparse.Namespace, label_map: LabelMap | None) -> list[Tr
     return sources
 
 
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+
+
 def _load(path: str, split: str | None, **kwargs: Any) -> list[Example]:
     return load_examples(path, None if Path(path).is_file() else split, **kwargs)
 
@@ -154,7 +161,7 @@ def _type_notes(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
     """What the files say about each type; the first that says a thing counts."""
     merged: dict[str, dict[str, Any]] = {}
     for path in paths:
-        notes = json.loads(path.read_text(encoding="utf-8"))
+        notes = _read_json(path)
         if not isinstance(notes, dict) or not all(
             isinstance(note, dict) and set(note) <= set(NOTE_KEYS) for note in notes.values()
         ):
