@@ -66,8 +66,8 @@ def run_train(options: argparse.Namespace) -> int:
     started = time.monotonic()
     say: Say = PartialState(cpu=options.cpu).print  # the first to ask decides what the processes speak over
     plan = read_plan(options, say)
-    tokenizer = AutoTokenizer.from_pretrained(options.model)
     model = load_model(options, plan)
+    tokenizer = AutoTokenizer.from_pretrained(options.model)
     template = PromptTemplate.from_config(model.config)
     rows = make_rows(options, plan, model, tokenizer, template, say)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # loaders fork; encoding in parallel is over
@@ -81,12 +81,15 @@ def run_train(options: argparse.Namespace) -> int:
         none_weight=options.none_weight,
         loss_divisor=options.loss_divisor,
         context_words=options.context_words,
-        callbacks=[TimeLimit(started + options.max_seconds)] if options.max_seconds else None,
+        callbacks=None if options.max_seconds is None else [TimeLimit(started + options.max_seconds)],
         optimizers=(optimizer_for(options, model), None),
     )
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     say(f"training {trained:,} weights on {trainer.args.device}, {trainer.args.world_size} process(es)")
-    trainer.train(resume_from_checkpoint=_last_checkpoint(options) if options.resume else None)
+    checkpoint = _last_checkpoint(options) if options.resume else None
+    if options.resume:
+        say(f"going on from {checkpoint or f'the start: {options.output} holds no checkpoint'}")
+    trainer.train(resume_from_checkpoint=checkpoint)
     say(f"the loop waited for rows {100 * trainer.wait_share:.1f}% of the time")
     metrics = trainer.evaluate() if plan.dev else {}
     if trainer.is_world_process_zero():

@@ -92,8 +92,12 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError(f"--row-tokens must be a multiple of 128, not {options.row_tokens}.")
     if options.keep_best and not options.dev:
         raise ValueError("--keep-best needs --dev.")
-    for name in ("epochs", "rows_per_step"):
-        if getattr(options, name) < 1:
+    if not 0.0 <= options.warmup <= 1.0:
+        raise ValueError(f"--warmup is a part of the steps, from 0 to 1, not {options.warmup}.")
+    if options.max_seconds is not None and options.max_seconds <= 0:
+        raise ValueError(f"--max-seconds must be above 0, not {options.max_seconds}: leave it out for no limit.")
+    for name in ("epochs", "rows_per_step", "log_steps", "max_steps", "lora_rank", "context_words"):
+        if getattr(options, name) is not None and getattr(options, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(options, name)}.")
 
 

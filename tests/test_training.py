@@ -503,7 +503,10 @@ def test_the_command_trains_open_types_and_goes_on_where_it_stopped(files, capsy
     assert run_command(files, *opened, "--max-seconds", "0.001") == 0
     stopped = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert run_command(files, *opened, "--resume") == 0
-    finished = json.loads(capsys.readouterr().out.splitlines()[-1])
+    said = capsys.readouterr().out
+    assert "going on from" in said
+    assert "checkpoint-1\n" in said
+    finished = json.loads(said.splitlines()[-1])
     assert stopped["steps"] == 1 < finished["steps"]
 
 
@@ -527,8 +530,11 @@ def test_the_command_drops_training_examples_that_overlap_evaluation(files, caps
         (["--open-types", "--labels", "A"], "leave --labels out"),
         (["--keep-best"], "--keep-best needs --dev"),
         (["--sources", "x.json"], "either --train or --sources"),
+        (["--max-steps", "0"], "--max-steps must be at least 1, not 0"),
+        (["--max-seconds", "0"], "--max-seconds must be above 0"),
+        (["--warmup", "2"], "--warmup is a part of the steps"),
     ],
-    ids=["missing-label", "row-tokens", "4bit", "open-labels", "keep-best", "two-sources"],
+    ids=["label", "row-tokens", "4bit", "open-labels", "keep-best", "two-sources", "steps", "seconds", "warmup"],
 )
 def test_wrong_options_are_named(files, arguments, message):
     with pytest.raises(ValueError, match=message):
