@@ -35,6 +35,7 @@ from .training_rows import PackedRows
 __all__ = ["add_train_arguments", "run_train"]
 
 Say = Callable[[str], None]
+CALIBRATED = ("temperature", "threshold", "label_thresholds", "flat_selection")  # fitted to the weights before
 STEPS_TOGETHER = 10  # ranks ask one another about the time every so many steps
 
 
@@ -102,6 +103,7 @@ def load_model(options: argparse.Namespace, plan: TrainingPlan) -> Any:
     """The decoder with the run's labels, adapters on it where asked for."""
     adapted = options.lora_rank is not None
     settings: dict[str, Any] = {"dtype": torch.bfloat16 if adapted else torch.float32}
+    settings |= {name: getattr(DecodNERConfig(), name) for name in CALIBRATED}
     if options.max_span_words is not None:
         settings["max_span_words"] = options.max_span_words
     if plan.labels is not None:
@@ -116,6 +118,11 @@ def load_model(options: argparse.Namespace, plan: TrainingPlan) -> Any:
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
         )
     model = DecodNERForSpanClassification.from_pretrained(options.model, **settings)
+    if getattr(model.backbone, "_hf_peft_config_loaded", False):
+        raise ValueError(
+            f"{options.model} holds adapters on {model.backbone.name_or_path}: train that one, or a copy of it into "
+            "which PEFT has merged them."
+        )
     check_gradients(model)
     if adapted:
         add_lora(model, options.lora_rank)

@@ -521,6 +521,32 @@ def test_the_command_drops_training_examples_that_overlap_evaluation(files, caps
     assert json.loads((files / "out" / "training.json").read_text())["dropped"] == {"data.jsonl": 1}
 
 
+def test_a_calibrated_start_gives_its_weights_and_not_its_thresholds(files):
+    config = DecodNERConfig(
+        entity_labels=["person"], temperature=2.0, threshold=0.1, label_thresholds={"person": 0.9},
+        flat_selection="exact",
+    )  # fmt: skip
+    native = tiny_native(hidden_size=32)
+    DecodNERForSpanClassification.from_backbone(native, config).save_pretrained(files / "base")
+    assert run_command(files, "--max-steps", "1") == 0
+    own, new = DecodNERConfig.from_pretrained(files / "out"), DecodNERConfig()
+    assert set(own.labels) == set(LABELS)
+    for name in ("temperature", "threshold", "label_thresholds", "flat_selection"):
+        assert getattr(own, name) == getattr(new, name) != getattr(config, name)
+
+
+@pytest.mark.parametrize("again", [[], ["--lora-rank", "2"]], ids=["all weights", "adapters"])
+def test_adapters_are_no_start(files, again):
+    assert run_command(files, "--lora-rank", "4", "--max-steps", "1") == 0
+    (files / "base").rename(files / "decoder")
+    (files / "out").rename(files / "base")
+    adapter = files / "base" / "adapter_config.json"
+    values = json.loads(adapter.read_text()) | {"base_model_name_or_path": str(files / "decoder")}
+    adapter.write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=r"holds adapters on .*decoder: train that one"):
+        run_command(files, "--max-steps", "1", *again)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
