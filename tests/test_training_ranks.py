@@ -56,7 +56,7 @@ def logged(folder, name):
 
 
 def test_two_ranks_stop_together_and_train_as_one_process_that_takes_both_rows(files, monkeypatch):  # noqa: F811
-    late = {"rank_0": ["--max-seconds", "100000"], "rank_1": ["--max-seconds", "1"]}
+    late = {"rank_0": ["--max-seconds", "100000"], "rank_1": ["--max-seconds", "0.001"]}
     first, second = run_two_ranks(files, "--log-steps", "1", **late)
     assert json.loads(first.splitlines()[-1])["steps"] == STEPS
     assert '"output"' not in second
