@@ -161,21 +161,6 @@ def build_forest(
     )
 
 
-def concatenate_forests(forests: Sequence[TokenForest]) -> TokenForest:
-    """Packs forests side by side into one; they do not see each other and keep their positions."""
-    nodes = np.cumsum([0, *(forest.num_nodes for forest in forests)]).tolist()
-    spans = np.cumsum([0, *(forest.num_spans for forest in forests)]).tolist()
-    zero = torch.zeros(1, dtype=torch.int64)
-    return TokenForest(
-        token_ids=torch.cat([forest.token_ids for forest in forests]),
-        position_ids=torch.cat([forest.position_ids for forest in forests]),
-        subtree_end=torch.cat([f.subtree_end + shift for f, shift in zip(forests, nodes, strict=False)]),
-        span_nodes=torch.cat([f.span_nodes + shift for f, shift in zip(forests, nodes, strict=False)]),
-        cu_nodes=torch.cat([zero, *(f.cu_nodes[1:] + shift for f, shift in zip(forests, nodes, strict=False))]),
-        cu_spans=torch.cat([zero, *(f.cu_spans[1:] + shift for f, shift in zip(forests, spans, strict=False))]),
-    )
-
-
 def rows_forest(token_ids: torch.Tensor, first_position: int) -> TokenForest:
     """Returns a padded batch [B, L] as a forest in which each row, padding included, is a chain of its own."""
     batch, length = token_ids.shape

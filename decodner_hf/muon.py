@@ -9,11 +9,12 @@ serve both kinds is that of Liu et al., "Muon is scalable for LLM training" (arX
 """
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic iteration, as published
 ITERATIONS = 5
@@ -43,11 +44,8 @@ class Muon(torch.optim.AdamW):
         fused: bool = False,
     ) -> None:
         """See the class."""
-        lookups = {
-            id(module.weight)
-            for name, module in model.named_modules()
-            if isinstance(module, nn.Embedding) or name.endswith("lm_head")
-        }
+        lookups = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+        lookups |= {id(weight) for module in model.modules() for weight in _head_weights(module)}
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         matrices = [p for p in trained if p.dim() == 2 and id(p) not in lookups]
         others = [p for p in trained if p.dim() > 1 and (p.dim() != 2 or id(p) in lookups)]
@@ -94,6 +92,13 @@ class Muon(torch.optim.AdamW):
             state["momentum"] = torch.zeros_like(parameter)
             state["step"] = torch.zeros(())  # AdamW expects one in every state that it loads
         return state["momentum"]
+
+
+def _head_weights(module: nn.Module) -> Iterator[nn.Parameter]:
+    """The weights of a language model's head, whatever it is called; none of other modules."""
+    head = module.get_output_embeddings() if isinstance(module, PreTrainedModel) else None
+    if head is not None:
+        yield from head.parameters()
 
 
 def orthogonalise(matrices: torch.Tensor) -> torch.Tensor:

@@ -112,7 +112,7 @@ class CheckpointMethods:
         directory = str(save_directory)
         self.backbone.save_pretrained(directory, is_main_process=is_main_process, **kwargs)
         if is_main_process:
-            write_config(self.config, self.backbone.config, directory, include_code)
+            write_config(self.config, _config_as_saved(self.backbone), directory, include_code)
 
     def push_to_hub(self, repo_id: str, *, include_code: bool = True, **kwargs: Any) -> Any:
         """Uploads the model, by default with the code that loads it where this package is not installed.
@@ -170,6 +170,16 @@ class CheckpointMethods:
     def active_adapters(self) -> Any:
         """Names of the active adapters, as transformers' `active_adapters`."""
         return self.backbone.active_adapters()
+
+
+def _config_as_saved(backbone: Any) -> Any:
+    """The decoder's configuration as it fits its files: those below an adapter may be quantized while loading only."""
+    quantizer = getattr(backbone, "hf_quantizer", None)
+    if quantizer is None or quantizer.pre_quantized or not getattr(backbone, "_hf_peft_config_loaded", False):
+        return backbone.config
+    config = copy.deepcopy(backbone.config)
+    del config.quantization_config
+    return config
 
 
 def _given_config(config: Any) -> Any:

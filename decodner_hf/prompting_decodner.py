@@ -182,13 +182,6 @@ def choose_symbols(tokenizer: PreTrainedTokenizerBase, num_labels: int) -> Label
     return LabelSymbols(tuple(symbols), np.array([chosen[symbol] for symbol in symbols], np.int64))
 
 
-def max_symbols(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The largest number of labels that `choose_symbols` can serve with this tokenizer (looks at every token)."""
-    check_tokenizer(tokenizer)
-    pool = [symbol for symbols in _symbol_pool(tokenizer) for symbol in symbols]
-    return max(len(_single_tokens(tokenizer, pool)) - 1, 0)
-
-
 def shard_labels(labels: Mapping[str, str | None], max_labels: int) -> list[dict[str, str | None]]:
     """Cuts labels into as few shards as possible of at most `max_labels` each, in order and of like size."""
     if isinstance(max_labels, bool) or not isinstance(max_labels, int) or max_labels < 1:

@@ -9,6 +9,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from .training_rows import PackedRows
 __all__ = ["add_train_arguments", "run_train"]
 
 Say = Callable[[str], None]
+CALIBRATED = ("temperature", "threshold", "label_thresholds", "flat_selection")  # fitted to the weights before
 STEPS_TOGETHER = 10  # ranks ask one another about the time every so many steps
 
 
@@ -63,10 +65,10 @@ def run_train(options: argparse.Namespace) -> int:
         OSError: files that cannot be read.
     """
     started = time.monotonic()
-    say: Say = PartialState().print
+    say: Say = PartialState(cpu=options.cpu).print  # the first to ask decides what the processes speak over
     plan = read_plan(options, say)
-    tokenizer = AutoTokenizer.from_pretrained(options.model)
     model = load_model(options, plan)
+    tokenizer = AutoTokenizer.from_pretrained(options.model)
     template = PromptTemplate.from_config(model.config)
     rows = make_rows(options, plan, model, tokenizer, template, say)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # loaders fork; encoding in parallel is over
@@ -80,10 +82,15 @@ def run_train(options: argparse.Namespace) -> int:
         none_weight=options.none_weight,
         loss_divisor=options.loss_divisor,
         context=context_of(vars(options)),
-        callbacks=[TimeLimit(started + options.max_seconds)] if options.max_seconds else None,
+        callbacks=None if options.max_seconds is None else [TimeLimit(started + options.max_seconds)],
         optimizers=(optimizer_for(options, model), None),
     )
-    trainer.train(resume_from_checkpoint=_last_checkpoint(options) if options.resume else None)
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    say(f"training {trained:,} weights on {trainer.args.device}, {trainer.args.world_size} process(es)")
+    checkpoint = _last_checkpoint(options) if options.resume else None
+    if options.resume:
+        say(f"going on from {checkpoint or f'the start: {options.output} holds no checkpoint'}")
+    trainer.train(resume_from_checkpoint=checkpoint)
     say(f"the loop waited for rows {100 * trainer.wait_share:.1f}% of the time")
     metrics = trainer.evaluate() if plan.dev else {}
     if trainer.is_world_process_zero():
@@ -96,6 +103,7 @@ def load_model(options: argparse.Namespace, plan: TrainingPlan) -> Any:
     """The decoder with the run's labels, adapters on it where asked for."""
     adapted = options.lora_rank is not None
     settings: dict[str, Any] = {"dtype": torch.bfloat16 if adapted else torch.float32}
+    settings |= {name: getattr(DecodNERConfig(), name) for name in CALIBRATED}
     if options.max_span_words is not None:
         settings["max_span_words"] = options.max_span_words
     if plan.labels is not None:
@@ -110,6 +118,12 @@ def load_model(options: argparse.Namespace, plan: TrainingPlan) -> Any:
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
         )
     model = DecodNERForSpanClassification.from_pretrained(options.model, **settings)
+    if getattr(model.backbone, "_hf_peft_config_loaded", False):
+        raise ValueError(
+            f"{options.model} holds adapters on {model.backbone.name_or_path}: train that one, or a copy of it into "
+            "which PEFT has merged them."
+        )
+    check_gradients(model)
     if adapted:
         add_lora(model, options.lora_rank)
     if options.gradient_checkpointing:
@@ -117,6 +131,21 @@ def load_model(options: argparse.Namespace, plan: TrainingPlan) -> Any:
     if options.compile:
         compile_beside_attention(model)
     return model
+
+
+def check_gradients(model: torch.nn.Module) -> None:
+    """Refuses 4-bit layers in the layout of bitsandbytes' CPU kernels, which pass no gradient on and say nothing.
+
+    Raises:
+        ValueError: there are such layers.
+    """
+    for module in model.modules():
+        quantized = getattr(getattr(module, "weight", None), "quant_state", None)
+        if getattr(quantized, "packing_format_for_cpu", False):
+            raise ValueError(
+                "bitsandbytes computes 4-bit layers without their gradient on this CPU: train on a GPU, or leave "
+                "--load-in-4bit out."
+            )
 
 
 def compile_beside_attention(model: Any) -> None:
@@ -129,7 +158,13 @@ def compile_beside_attention(model: Any) -> None:
 
 
 def add_lora(model: Any, rank: int) -> None:
-    """Puts LoRA adapters on all linear layers of the decoder; only they are trained, in float32."""
+    """Puts LoRA adapters on all linear layers of the decoder; only they are trained, in float32.
+
+    Raises:
+        ImportError: PEFT is not installed.
+    """
+    if find_spec("peft") is None:
+        raise ImportError('--lora-rank needs PEFT: pip install "decodner-hf[peft]", or pip install peft.')
     from peft import LoraConfig
 
     model.add_adapter(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM"))
@@ -242,6 +277,7 @@ def training_arguments(options: argparse.Namespace, rows: PackedRows, has_dev: b
         use_cpu=options.cpu,
         remove_unused_columns=False,
         dataloader_num_workers=options.workers,
+        dataloader_pin_memory=cuda,
         logging_steps=options.log_steps,
         logging_nan_inf_filter=False,  # it would wait for the GPU in every step
         eval_strategy="steps" if has_dev and options.evaluate_epochs else "no",
@@ -275,6 +311,7 @@ def save(options: argparse.Namespace, plan: TrainingPlan, trainer: SpanTrainer, 
         dropped=plan.dropped,
         metrics={name.removeprefix("eval_"): value for name, value in metrics.items() if name.startswith("eval_")},
         dev=options.dev,
+        dev_split=options.dev_split,
         settings=settings,
         licence=options.licence,
     )

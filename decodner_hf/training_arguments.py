@@ -5,9 +5,11 @@ Knows nothing of data, tokenizers or models.
 """
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
+WORKERS = min(4, os.cpu_count() or 1)
 SOURCE_KEYS = (
     *("path", "split", "name", "label_map", "labels", "partial", "repeat", "limit", "licence"),
     *("case", "where", "context", "context_words"),
@@ -91,7 +93,7 @@ def _add_run_arguments(group: Any) -> None:
     group.add_argument("--gradient-checkpointing", action="store_true", help="less memory, a third more time")
     group.add_argument("--compile", action="store_true", help="torch.compile norms and MLPs too, not attention alone")
     group.add_argument("--cpu", action="store_true", help="train on the CPU")
-    group.add_argument("--workers", type=int, default=4, help="processes that make rows (default: 4)")
+    group.add_argument("--workers", type=int, default=WORKERS, help=f"processes that make rows (default: {WORKERS})")
     group.add_argument("--seed", type=int, default=0)
     group.add_argument("--log-steps", type=int, default=20)
     group.add_argument(

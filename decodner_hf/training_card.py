@@ -14,6 +14,7 @@ from huggingface_hub import EvalResult, ModelCard
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
 from .configuration_decodner import DecodNERConfig
+from .markdown import markdown_table
 from .publishing_decodner import write_model_card
 from .training_documents import TrainingSource
 
@@ -27,6 +28,7 @@ class TrainingRecord:
         dropped: per source the examples left out because they overlap an evaluation set.
         metrics: span precision, recall and F1 on the dev examples, from 0 to 1; empty without any.
         dev: where those came from.
+        dev_split: and of which split.
         settings: the options that matter.
         licence: of the model.
     """
@@ -35,6 +37,7 @@ class TrainingRecord:
     dropped: Mapping[str, int]
     metrics: Mapping[str, float]
     dev: str | None
+    dev_split: str
     settings: Mapping[str, Any]
     licence: str | None
 
@@ -50,7 +53,7 @@ def write_training_card(config: DecodNERConfig, directory: Path, record: Trainin
     if record.metrics and record.dev:
         name = Path(record.dev).name
         results = [
-            EvalResult("token-classification", name, name, metric, round(value, 4), dataset_split="dev")
+            EvalResult("token-classification", name, name, metric, round(value, 4), dataset_split=record.dev_split)
             for metric, value in record.metrics.items()
         ]
         card.data["model-index"] = eval_results_to_model_index(directory.resolve().name, results)
@@ -69,8 +72,9 @@ def write_training_card(config: DecodNERConfig, directory: Path, record: Trainin
 
 
 def _data(record: TrainingRecord) -> list[str]:
-    lines = ["## Training data", "", "| source | examples | types | licence |", "| --- | ---: | ---: | --- |"]
-    lines += [f"| {s.name} | {len(s.examples):,} | {len(s.labels):,} | {s.licence or ''} |" for s in record.sources]
+    rows = [(s.name, f"{len(s.examples):,}", f"{len(s.labels):,}", s.licence or "") for s in record.sources]
+    table = markdown_table(("source", "examples", "types", "licence"), rows, words=(0, 3))
+    lines = ["## Training data", "", table]
     if record.dropped:
         parts = ", ".join(f"{count:,} of {name}" for name, count in record.dropped.items())
         lines += ["", f"Left out because they share ten words in a row with an evaluation set: {parts}."]

@@ -93,8 +93,12 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError(f"--row-tokens must be a multiple of 128, not {options.row_tokens}.")
     if options.keep_best and not options.dev:
         raise ValueError("--keep-best needs --dev.")
-    for name in ("epochs", "rows_per_step"):
-        if getattr(options, name) < 1:
+    if not 0.0 <= options.warmup <= 1.0:
+        raise ValueError(f"--warmup is a part of the steps, from 0 to 1, not {options.warmup}.")
+    if options.max_seconds is not None and options.max_seconds <= 0:
+        raise ValueError(f"--max-seconds must be above 0, not {options.max_seconds}: leave it out for no limit.")
+    for name in ("epochs", "rows_per_step", "log_steps", "max_steps", "lora_rank", "context_words"):
+        if getattr(options, name) is not None and getattr(options, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(options, name)}.")
 
 
@@ -102,7 +106,7 @@ def _sources(options: argparse.Namespace, label_map: LabelMap | None) -> list[Tr
     if options.train is not None:
         examples = _load(options.train, options.train_split, label_map=label_map, limit=options.limit)
         return [TrainingSource(Path(options.train).name, examples, context=context_of(vars(options)))]
-    entries = json.loads(options.sources.read_text(encoding="utf-8"))
+    entries = _read_json(options.sources)
     if not isinstance(entries, list) or not all(isinstance(entry, dict) and "path" in entry for entry in entries):
         raise ValueError(f"{options.sources} must be a JSON list of objects with a 'path' each.")
     sources = []
@@ -139,6 +143,13 @@ def context_of(options: Mapping[str, Any]) -> Context | None:
     return None if kind == "sentence" else Context(kind, options["context_words"])
 
 
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+
+
 def _load(path: str, split: str | None, **kwargs: Any) -> list[Example]:
     return load_examples(path, None if Path(path).is_file() else split, **kwargs)
 
@@ -164,7 +175,7 @@ def _type_notes(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
     """What the files say about each type; the first that says a thing counts."""
     merged: dict[str, dict[str, Any]] = {}
     for path in paths:
-        notes = json.loads(path.read_text(encoding="utf-8"))
+        notes = _read_json(path)
         if not isinstance(notes, dict) or not all(
             isinstance(note, dict) and set(note) <= set(NOTE_KEYS) for note in notes.values()
         ):

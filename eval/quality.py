@@ -26,6 +26,7 @@ from decodner_hf import DecodNERPipeline
 from decodner_hf.evaluation import Decoder, score_examples
 from decodner_hf.examples import Example, labels_of, load_examples
 from decodner_hf.label_maps import LabelMap
+from decodner_hf.markdown import markdown_table
 from decodner_hf.passages import Context
 from decodner_hf.span_metrics import span_scores
 
@@ -215,11 +216,6 @@ def tables(quality: dict[str, Any]) -> str:
     return "\n\n".join([*parts, *(["### Robustness", _robustness_table(chosen)] if chosen else [])])
 
 
-def _markdown(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [headers, ["---", "---", *["---:"] * (len(headers) - 2)], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def _set_table(rows: Sequence[dict[str, Any]]) -> str:
     lines = []
     for row in rows:
@@ -236,7 +232,9 @@ def _set_table(rows: Sequence[dict[str, Any]]) -> str:
         lines.append(
             [f"**{AVERAGE}** ({len(zero_shot)})", "", "", "", "", f"**{_percent(np.mean(zero_shot))}**", "", ""]
         )
-    return _markdown(("set", "read by", "labels", "P", "R", "F1", "95 % interval", "coverage"), lines)
+    return markdown_table(
+        ("set", "read by", "labels", "P", "R", "F1", "95 % interval", "coverage"), lines, words=(0, 1)
+    )
 
 
 def _robustness_table(rows: Sequence[dict[str, Any]]) -> str:
@@ -245,7 +243,7 @@ def _robustness_table(rows: Sequence[dict[str, Any]]) -> str:
         [row["kind"], row["name"], _percent(row["scores"]["f1"]), f"{100 * (row['scores']['f1'] - base):+.1f}"]
         for row in rows
     ]
-    return _markdown(("change", "", "F1", "against base"), lines)
+    return markdown_table(("change", "", "F1", "against base"), lines, words=(0, 1))
 
 
 def _percent(value: float) -> str:

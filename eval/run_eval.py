@@ -119,6 +119,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if options.zero_shot:
         if options.data is None:
             parser.error("--zero-shot needs --data, the folder with the seven sets")
+        missing = [name for name in SETS if not (options.data / name).is_dir()]
+        if missing:
+            parser.error(f"--data {options.data} must hold the folders of all sets; these are missing: {missing}")
         refused = ("split", "labels_from_map", "calibrate", "plots", "card")
         given = [f"--{name.replace('_', '-')}" for name in refused if getattr(options, name) is not None]
         if given:

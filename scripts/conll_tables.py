@@ -8,15 +8,11 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from decodner_hf.markdown import markdown_table
+
 Results = Mapping[str, Any]
 
 NOTE = "Seconds are those of the whole command, start and compilation included, while other tasks shared the GPU."
-
-
-def markdown(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table; the first column is text, the others are figures."""
-    lines = [headers, ["---", *["---:"] * (len(headers) - 1)], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def spread(values: Sequence[float], factor: float = 100.0, digits: int = 1) -> str:
@@ -44,7 +40,7 @@ def seeds_table(results: Results, modes: Sequence[str]) -> str:
                 cells = [spread(values) for values in (valid, *figures, corrected)]
                 rows.append([start, trained, read, *cells, _training_seconds(results, run), str(len(tests))])
     headers = ("valid F1", "test P", "test R", "test F1", "corrected test F1", "s", "seeds")
-    return markdown(("start", "trained by", "read by", *headers), rows)
+    return markdown_table(("start", "trained by", "read by", *headers), rows, words=(0, 1, 2))
 
 
 def _starts(results: Results, modes: Sequence[str]) -> dict[str, str]:
@@ -78,7 +74,7 @@ def baselines_table(results: Results, forms: Sequence[str]) -> str:
             rows.append([f"**{cell}**" if run is best else cell for cell in (form, *cells)])
         if best is not None and own:
             ahead.append(f"{spread([statistics.mean(own) - best['test']['f1']])} points over {form}")
-    table = markdown(("form", "learning rate", "valid F1", "test P", "test R", "test F1", "s"), rows)
+    table = markdown_table(("form", "learning rate", "valid F1", "test P", "test R", "test F1", "s"), rows)
     return (
         table if not ahead else f"{table}\n\nSpan scoring of single sentences is ahead in test F1: {', '.join(ahead)}."
     )
@@ -97,7 +93,7 @@ def ablations_table(results: Results, changes: Sequence[str]) -> str:
         cells = [spread([value]) for value in figures] + [spread([covered], digits=2)]
         seconds = [results[name]["seconds"]] if name in results else []
         rows.append(["(base)" if name == "sentence-0" else name, *cells, spread(seconds, 1.0, 0), f"{speed:.0f}"])
-    return markdown(("change", "valid F1", "test F1", "coverage", "training s", "examples/s"), rows)
+    return markdown_table(("change", "valid F1", "test F1", "coverage", "training s", "examples/s"), rows)
 
 
 def decoders_table(results: Results, base: str, decoders: Sequence[str]) -> str:
@@ -108,4 +104,4 @@ def decoders_table(results: Results, base: str, decoders: Sequence[str]) -> str:
         cells = [spread([] if entry is None else [entry["result"]["scores"]["f1"]]) for entry in found]
         if any(entry is not None for entry in found):
             rows.append([name, *cells])
-    return markdown(("decoder", "valid F1", "test F1"), rows)
+    return markdown_table(("decoder", "valid F1", "test F1"), rows)

@@ -10,6 +10,7 @@ python scripts/pretrain.py --text data/*.jsonl.xz --output backbone --tokens 300
 import argparse
 import json
 import math
+import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -26,6 +27,7 @@ from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM, PreT
 
 from decodner_hf.muon import Muon
 
+OK, FAILED, UNFINISHED = 0, 1, 3
 ATTENTION = "causal_rows"
 BETAS, WEIGHT_DECAY, CLIP = (0.9, 0.95), 0.1, 1.0
 LAST_RATE = 0.02  # the learning rate at the end, as a part of the highest
@@ -100,9 +102,23 @@ class Schedule:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns 0 when all tokens are trained on, 3 when --max-seconds stopped the run."""
+    """Runs the command line; returns 0 when all tokens are trained on, 3 when --max-seconds stopped it, else 1."""
     started = time.monotonic()
     options = parse(argv, __doc__ or "")
+    try:
+        return pretrain(options, started)
+    except (ValueError, OSError) as error:
+        print(f"pretrain: error: {error}", file=sys.stderr)
+        return FAILED
+
+
+def pretrain(options: argparse.Namespace, started: float) -> int:
+    """Trains, or goes on, and saves; returns 0 when all tokens are trained on, 3 when the time was up.
+
+    Raises:
+        ValueError: text, sizes and a saved state that do not fit together.
+        OSError: files that cannot be read.
+    """
     accelerator = Accelerator()
     say: Callable[[str], None] = lambda text: accelerator.print(text, flush=True)  # noqa: E731
     schedule = Schedule.of(options)
@@ -117,11 +133,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     trainer.save_state()
     if not finished:
         say(f"stopped at step {trainer.step} of {schedule.steps}: the same command goes on.")
-        return 3
+        return UNFINISHED
     loss = trainer.validate()
     trainer.save_model(loss)
     say(json.dumps({"steps": trainer.step, "parameters": trainer.num_parameters, "valid_loss": round(loss, 4)}))
-    return 0
+    return OK
 
 
 class Pretrainer:
@@ -148,7 +164,8 @@ class Pretrainer:
         self.loss = accelerator.prepare_model(compiled) if accelerator.num_processes > 1 else compiled
         train, valid = corpus.split(options.valid_documents, options.seed)
         self.order = RowOrder(corpus, train, options.row_tokens, options.seed)
-        self.valid = cut_rows(corpus.stream(valid), options.row_tokens) if len(valid) else None
+        held = "held-out documents"
+        self.valid = cut_rows(corpus.stream(valid), options.row_tokens, held) if len(valid) else None
         self.step = 0
         self.state_path = options.work / "state.pt"
         if schedule.rows % (accelerator.num_processes * options.micro_rows):

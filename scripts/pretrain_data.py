@@ -52,11 +52,18 @@ class Corpus:
         return np.concatenate([self.token_ids[start:end] for start, end in bounds])
 
 
-def cut_rows(stream: NDArray[np.uint16], row_tokens: int) -> NDArray[np.uint16]:
-    """[R, row_tokens + 1] rows of the stream; each begins with the token that the row before it ends with."""
+def cut_rows(stream: NDArray[np.uint16], row_tokens: int, what: str = "text") -> NDArray[np.uint16]:
+    """[R, row_tokens + 1] rows of the stream; each begins with the token that the row before it ends with.
+
+    Raises:
+        ValueError: a stream of less than a row, which the message calls `what`.
+    """
     count = (len(stream) - 1) // row_tokens
     if count < 1:
-        raise ValueError(f"{len(stream)} tokens do not fill a row of {row_tokens}: give more text or shorter rows.")
+        raise ValueError(
+            f"{len(stream)} tokens of {what} do not fill a row of {row_tokens}: give more text, shorter rows "
+            "(--row-tokens), or hold out other --valid-documents."
+        )
     return np.lib.stride_tricks.sliding_window_view(stream, row_tokens + 1)[::row_tokens]
 
 

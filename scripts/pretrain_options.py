@@ -18,9 +18,11 @@ def parse(argv: Sequence[str] | None, description: str) -> argparse.Namespace:
     data.add_argument("--valid-documents", default=200, help="held out, for the loss at the end", **whole)
     data.add_argument("--vocabulary", default=16384, help="tokens", **whole)
     data.add_argument("--tokenizer-characters", default=60_000_000, help="to train the tokenizer on", **whole)
-    data.add_argument("--tokenizer", metavar="DIR", help="take this tokenizer instead")
+    data.add_argument("--tokenizer", type=Path, metavar="DIR", help="take this tokenizer instead")
     shape = parser.add_argument_group("model")
-    shape.add_argument("--init", metavar="DIR", help="go on from this model, with its tokenizer, under a new schedule")
+    shape.add_argument(
+        "--init", type=Path, metavar="DIR", help="go on from this model, with its tokenizer, under a new schedule"
+    )
     for name, default in {"hidden": 384, "layers": 12, "heads": 6, "mlp": 1024}.items():
         shape.add_argument(f"--{name}", default=default, **whole)
     shape.add_argument("--max-positions", help="of the configuration (default: --row-tokens)", **whole)
@@ -48,5 +50,9 @@ def parse(argv: Sequence[str] | None, description: str) -> argparse.Namespace:
     missing = [str(path) for path in options.text if not path.is_file()]
     if missing:
         parser.error(f"argument --text: no such file: {', '.join(missing)}")
+    for name in ("init", "tokenizer"):
+        folder = getattr(options, name)
+        if folder is not None and not folder.is_dir():
+            parser.error(f"argument --{name}: no such folder: {folder}")
     options.text = sorted(options.text)
     return options

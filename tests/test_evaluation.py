@@ -412,6 +412,13 @@ def test_zero_shot_asks_for_phrases_and_leaves_misc_out(files, capsys):
     assert f"average {100 * average:36.2f}"[-6:] in capsys.readouterr().out
 
 
+def test_zero_shot_names_the_sets_that_are_missing(tmp_path, capsys):
+    (tmp_path / "crossner_ai").mkdir()
+    with pytest.raises(SystemExit):
+        run_eval.main(["--zero-shot", "--data", str(tmp_path), "--model", "any"])
+    assert "these are missing: ['crossner_literature'" in capsys.readouterr().err
+
+
 def test_label_maps_that_ship_are_readable(tmp_path):
     path = tmp_path / "a.conll"
     path.write_text("Rome B-LOC\n")

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from decodner_hf import SpanPaths, build_forest
-from decodner_hf.forest_decodner import MAX_TOKEN_ID, concatenate_forests, rows_forest
+from decodner_hf.forest_decodner import MAX_TOKEN_ID, rows_forest
 
 TOKENS = st.integers(0, 3)
 SPAN = st.lists(TOKENS, min_size=1, max_size=5)
@@ -72,15 +72,17 @@ def test_below_continues_the_positions_of_the_chain():
 
 
 @FAST
-@given(documents=DOCUMENTS)
-def test_forests_side_by_side_equal_one_forest_of_all_documents(documents):
-    together = built(documents)
-    alone = [built([document]) for document in documents]
-    if alone:
-        joined = concatenate_forests(alone)
-        for name, tensor in vars(together).items():
-            assert torch.equal(getattr(joined, name), tensor), name
-            assert getattr(joined, name).dtype == tensor.dtype
+@given(documents=DOCUMENTS.filter(bool))
+def test_documents_lie_side_by_side_as_each_does_alone(documents):
+    together, alone = built(documents), [built([document]) for document in documents]
+    nodes = np.cumsum([0, *(forest.num_nodes for forest in alone)]).tolist()
+    spans = np.cumsum([0, *(forest.num_spans for forest in alone)]).tolist()
+    assert (together.cu_nodes.tolist(), together.cu_spans.tolist()) == (nodes, spans)
+    for name in ("token_ids", "position_ids"):
+        assert torch.equal(getattr(together, name), torch.cat([getattr(forest, name) for forest in alone]))
+    for name in ("subtree_end", "span_nodes"):
+        parts = [getattr(forest, name) + first for forest, first in zip(alone, nodes, strict=False)]
+        assert torch.equal(getattr(together, name), torch.cat(parts)), name
 
 
 @FAST

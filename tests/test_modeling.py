@@ -8,7 +8,6 @@ from architectures import score_alone, spans_of, tiny_config, tiny_model
 from transformers import DynamicCache
 
 from decodner_hf import DecodNERConfig, DecodNERForSpanClassification, DualBufferCache, SpanPaths, build_forest
-from decodner_hf.forest_decodner import concatenate_forests
 
 PREFIX = [5, 9, 13, 7, 21, 33, 8, 40, 11]
 DOCUMENTS = [[14, 15, 16, 14, 15], [17, 14, 16], [15, 15, 18, 19]]
@@ -350,9 +349,10 @@ def test_bad_input_is_refused_and_says_why(call, message):
 
 def test_packs_made_side_by_side_score_as_one():
     _, model = wrapped()
-    one, other = documents_forest(), documents_forest([7, 8])
-    together = model(**packed(concatenate_forests([one, other]), symbol_token_ids=SYMBOLS)).logits
-    parts = [model.score_forest(forest, SYMBOLS) for forest in (one, other)]
+    spans = [SpanPaths.from_lists(spans_of(document)) for document in DOCUMENTS]
+    chains = [[*prefix, *document] for prefix in (PREFIX, [7, 8]) for document in DOCUMENTS]
+    together = model(**packed(build_forest(chains, spans * 2), symbol_token_ids=SYMBOLS)).logits
+    parts = [model.score_forest(documents_forest(prefix), SYMBOLS) for prefix in (PREFIX, [7, 8])]
     torch.testing.assert_close(together, torch.cat(parts), **CLOSE)
 
 

@@ -6,6 +6,7 @@ import pretrain
 import pretrain_data
 import pytest
 import torch
+from architectures import tiny_config, tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from decodner_hf.muon import Muon, orthogonalise
@@ -77,10 +78,10 @@ def test_a_stopped_run_goes_on_to_the_same_weights(texts, tmp_path):
         assert torch.equal(value, whole[name]), name
 
 
-def test_a_state_of_another_run_is_refused(texts, tmp_path):
+def test_a_state_of_another_run_is_refused(texts, tmp_path, capsys):
     assert run(texts, tmp_path / "model", max_seconds=0) == 3
-    with pytest.raises(ValueError, match=r"is of a run with \{'seed': 0\}"):
-        run(texts, tmp_path / "model", seed=1)
+    assert run(texts, tmp_path / "model", seed=1) == 1
+    assert "is of a run with {'seed': 0}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
@@ -116,6 +117,23 @@ def test_muon_steps_as_its_formula_says():
     assert torch.allclose(model["one"].bias, bias - 0.03, atol=1e-5)  # AdamW: a step of the learning rate each
 
 
+class HeadOfAnotherName(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.backbone = tiny_model(tiny_config("llama", tie_word_embeddings=False))
+        self.backbone.answers = self.backbone.lm_head
+        del self.backbone.lm_head
+        self.backbone.get_output_embeddings = lambda: self.backbone.answers
+
+
+def test_muon_leaves_the_head_and_embeddings_to_adamw_whatever_they_are_called():
+    model = HeadOfAnotherName()
+    marked = {id(p) for group in Muon(model, 0.01).param_groups if group["orthogonal"] for p in group["params"]}
+    matrices = {name for name, parameter in model.named_parameters() if id(parameter) in marked}
+    others = {name for name, parameter in model.named_parameters() if parameter.dim() == 2} - matrices
+    assert others == {"backbone.model.embed_tokens.weight", "backbone.answers.weight"}
+
+
 def test_a_model_can_be_the_start_of_another_run(texts, tmp_path):
     assert run(texts, tmp_path / "first", tokens=1280) == 0
     assert run(texts, tmp_path / "second", "--init", str(tmp_path / "first"), tokens=128, learning_rate=1e-9) == 0
@@ -146,6 +164,21 @@ def test_a_line_without_text_is_named(tmp_path):
         list(pretrain_data.read_texts(path, "text"))
 
 
-def test_a_step_that_is_no_whole_number_of_rows_is_refused(texts, tmp_path):
-    with pytest.raises(ValueError, match="not a multiple of --row-tokens 32"):
-        run(texts, tmp_path / "model", batch_tokens=100)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_tokens": 100}, "not a multiple of --row-tokens 32"),
+        ({"valid_documents": 1, "row_tokens": 128}, "tokens of held-out documents do not fill a row of 128"),
+        ({"valid_documents": 60}, "60 of 60 documents cannot be held out"),
+    ],
+    ids=["rows of a step", "too little held out", "all held out"],
+)
+def test_what_does_not_fit_together_is_a_message(texts, tmp_path, capsys, options, message):
+    assert run(texts, tmp_path / "model", **options) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_a_start_that_is_no_folder_is_a_message(texts, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run(texts, tmp_path / "model", "--init", str(tmp_path / "nowhere"))
+    assert "--init: no such folder" in capsys.readouterr().err

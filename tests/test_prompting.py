@@ -12,7 +12,6 @@ from decodner_hf.prompting_decodner import (
     TooManyLabelsError,
     choose_symbols,
     get_label_token_ids,
-    max_symbols,
     shard_labels,
 )
 from decodner_hf.tokenization_decodner import (
@@ -266,17 +265,19 @@ def test_symbols_are_numbers_where_they_can_be():
 
 
 def test_the_most_labels_are_just_served(tokenizer):
-    most = max_symbols(tokenizer)
+    with pytest.raises(TooManyLabelsError) as refused:
+        choose_symbols(tokenizer, 1_000_000)
+    most = refused.value.available
     assert most > 100
     choose_symbols(tokenizer, most)
-    with pytest.raises(TooManyLabelsError, match=rf"{most + 1} labels .* symbols for {most} only") as refused:
+    with pytest.raises(TooManyLabelsError, match=rf"{most + 1} labels .* symbols for {most} only"):
         choose_symbols(tokenizer, most + 1)
-    assert refused.value.available == most
 
 
 def test_unknown_and_shared_tokens_are_no_symbols():
     assert choose_symbols(vocabulary_of("1", "A", "b", "bb", "东", "!"), 4).symbols == ("1", "A", "b", "bb", "东")
-    assert max_symbols(vocabulary_of("!", "?")) == 0
+    with pytest.raises(TooManyLabelsError, match="symbols for 0 only"):
+        choose_symbols(vocabulary_of("!", "?"), 1)
     upper_and_lower = choose_symbols(toys.word_piece(), 40).symbols  # this tokenizer lower-cases
     assert not {"A", "a"} <= set(upper_and_lower)
 

@@ -508,7 +508,10 @@ def test_the_command_trains_open_types_and_goes_on_where_it_stopped(files, capsy
     assert run_command(files, *opened, "--max-seconds", "0.001") == 0
     stopped = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert run_command(files, *opened, "--resume") == 0
-    finished = json.loads(capsys.readouterr().out.splitlines()[-1])
+    said = capsys.readouterr().out
+    assert "going on from" in said
+    assert "checkpoint-1\n" in said
+    finished = json.loads(said.splitlines()[-1])
     assert stopped["steps"] == 1 < finished["steps"]
 
 
@@ -523,6 +526,32 @@ def test_the_command_drops_training_examples_that_overlap_evaluation(files, caps
     assert json.loads((files / "out" / "training.json").read_text())["dropped"] == {"data.jsonl": 1}
 
 
+def test_a_calibrated_start_gives_its_weights_and_not_its_thresholds(files):
+    config = DecodNERConfig(
+        entity_labels=["person"], temperature=2.0, threshold=0.1, label_thresholds={"person": 0.9},
+        flat_selection="exact",
+    )  # fmt: skip
+    native = tiny_native(hidden_size=32)
+    DecodNERForSpanClassification.from_backbone(native, config).save_pretrained(files / "base")
+    assert run_command(files, "--max-steps", "1") == 0
+    own, new = DecodNERConfig.from_pretrained(files / "out"), DecodNERConfig()
+    assert set(own.labels) == set(LABELS)
+    for name in ("temperature", "threshold", "label_thresholds", "flat_selection"):
+        assert getattr(own, name) == getattr(new, name) != getattr(config, name)
+
+
+@pytest.mark.parametrize("again", [[], ["--lora-rank", "2"]], ids=["all weights", "adapters"])
+def test_adapters_are_no_start(files, again):
+    assert run_command(files, "--lora-rank", "4", "--max-steps", "1") == 0
+    (files / "base").rename(files / "decoder")
+    (files / "out").rename(files / "base")
+    adapter = files / "base" / "adapter_config.json"
+    values = json.loads(adapter.read_text()) | {"base_model_name_or_path": str(files / "decoder")}
+    adapter.write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=r"holds adapters on .*decoder: train that one"):
+        run_command(files, "--max-steps", "1", *again)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -532,8 +561,11 @@ def test_the_command_drops_training_examples_that_overlap_evaluation(files, caps
         (["--open-types", "--labels", "A"], "leave --labels out"),
         (["--keep-best"], "--keep-best needs --dev"),
         (["--sources", "x.json"], "either --train or --sources"),
+        (["--max-steps", "0"], "--max-steps must be at least 1, not 0"),
+        (["--max-seconds", "0"], "--max-seconds must be above 0"),
+        (["--warmup", "2"], "--warmup is a part of the steps"),
     ],
-    ids=["missing-label", "row-tokens", "4bit", "open-labels", "keep-best", "two-sources"],
+    ids=["label", "row-tokens", "4bit", "open-labels", "keep-best", "two-sources", "steps", "seconds", "warmup"],
 )
 def test_wrong_options_are_named(files, arguments, message):
     with pytest.raises(ValueError, match=message):
