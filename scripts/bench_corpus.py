@@ -23,6 +23,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from decodner_hf import DecodNERPipeline
+from decodner_hf.graphs_decodner import PREFIX_SIZES
 from decodner_hf.results_decodner import Prepared
 from decodner_hf.scoring_decodner import collect
 from decodner_hf.streaming_decodner import EntityStream
@@ -59,6 +60,7 @@ class Corpus:
     weight_bytes: int
     prefix_bytes: int
     activation_bytes: int
+    graph_bytes: int
 
     @property
     def host_share(self) -> float:
@@ -216,10 +218,14 @@ class Bench:
         largest = min(self.pipe.scorer.token_budget, nodes)
         # what an MLP holds at once: states before and after, both inner products and what is made of them
         activations = largest * itemsize * (3 * config.hidden_size + 3 * config.intermediate_size)
+        # graphs have activations of their own, and room for a copy of a prefix
+        graphs = activations + kept * PREFIX_SIZES[-1] if self.pipe.model.graphs is not None else 0
         weights = sum(parameter.numel() * itemsize for parameter in self.backbone.parameters())
         words = sum(text.count(" ") + 1 for text in documents)
         stages = (seconds, scoring, encoding, decoding, floor)
-        return Corpus(name, len(documents), words, spans, nodes, *stages, peak, weights, kept * held, activations)
+        return Corpus(
+            name, len(documents), words, spans, nodes, *stages, peak, weights, kept * held, activations, graphs
+        )
 
     def _launch(self, run: list[Prepared]) -> list[Any]:
         return [part for runs in self.pipe.launch(run) for part in runs]
@@ -265,11 +271,12 @@ def show(bench: Bench, corpora: list[Corpus], cost: dict[str, Any]) -> None:
     )
     print(
         f"{'':26s}{'documents':>10s}{'spans':>10s}{'nodes':>10s}{'seconds':>9s}{'docs/s':>9s}{'k nodes/s':>10s}"
-        f"{'of floor':>9s}{'host':>7s}{'encode s':>9s}{'decode s':>9s}  peak (weights + prefix + activations)"
+        f"{'of floor':>9s}{'host':>7s}{'encode s':>9s}{'decode s':>9s}  peak (weights + prefix + activations + graphs)"
     )
     for line in corpora:
         parts = " + ".join(
-            f"{part / 2**30:.2f}" for part in (line.weight_bytes, line.prefix_bytes, line.activation_bytes)
+            f"{part / 2**30:.2f}"
+            for part in (line.weight_bytes, line.prefix_bytes, line.activation_bytes, line.graph_bytes)
         )
         peak = "" if line.peak_bytes is None else f"{line.peak_bytes / 2**30:.2f} GiB ({parts})"
         print(
@@ -285,6 +292,8 @@ def show(bench: Bench, corpora: list[Corpus], cost: dict[str, Any]) -> None:
         "tflops": bench.rate / 1e12,
         "date": time.strftime("%Y-%m-%d"),
     }
+    graphs = bench.pipe.model.graphs
+    figures["captures"] = 0 if graphs is None else graphs.captures
     figures |= {"token_budget": bench.pipe.scorer.token_budget, "setup_seconds": bench.setup_seconds} | cost
     lines = [asdict(line) | {"host_share": line.host_share} for line in corpora]
     print(json.dumps(figures | {"corpora": lines}))

@@ -42,6 +42,7 @@ DOCUMENTS = {"tiny": {"prefix": 128, "words": 60}, "llama-1b": {}, "llama-8b": {
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LABELS = 5
 STREAMED = 10  # passes in a row
+SENTENCE_WORDS = 13
 ORACLE_ROWS = 64  # rows of a batch in higher precision
 
 
@@ -161,6 +162,8 @@ class Ladder:
         self.prefilled = Prefilled.of(self.native, self.prefix)
         self.reference: dict[int, torch.Tensor] = {}
         self.compile_s: float | None = None
+        self.sentence_ms: dict[str, float] = {}
+        self.sentence_nodes = 0
         self.exact = self.exact_logits()
 
     def exact_logits(self) -> dict[int, torch.Tensor]:
@@ -318,13 +321,31 @@ class Ladder:
             with mock.patch.object(attention_decodner, "forest_attention_triton", attention_decodner.forest_attention):
                 rungs.append(self.measure_forest("forest, torch attention", whole, self.model))
         rungs.append(self.measure_forest("forest", whole, self.model))
+        self.sentence_ms["not compiled"] = self.time_sentence(self.model)
         if cuda:
             compiled = DecodNERForSpanClassification.from_backbone(self.native)
             began = time.perf_counter()
             compiled.compile_forest()
             self.compile_s = time.perf_counter() - began
+            rungs.append(self.measure_forest("forest, compiled, CUDA graph", whole, compiled))
+            self.sentence_ms["compiled, CUDA graph"] = self.time_sentence(compiled)
+            compiled.graphs = None
             rungs.append(self.measure_forest("forest, compiled", whole, compiled))
+            self.sentence_ms["compiled"] = self.time_sentence(compiled)
         return rungs
+
+    def time_sentence(self, model: DecodNERForSpanClassification) -> float:
+        """Milliseconds of a pass over one sentence, by the host's clock."""
+        paths = random_document(
+            SENTENCE_WORDS, self.options.width, self.options.tokens_per_word, np.random.default_rng(1)
+        )
+        paths = replace(paths, token_ids=paths.token_ids % len(self.native.lm_head.weight))
+        cache = model.encode_prefix(self.prefix)
+        forest = build_forest([[]], [paths], first_position=self.options.prefix)
+        self.sentence_nodes = forest.num_nodes
+        for _ in range(3):  # the second pass of a size is captured
+            model.score_forest(forest, self.symbols, cache)
+        return self.clock(lambda: model.score_forest(forest, self.symbols, cache), 3 * self.options.repeats)[0]
 
     def measure_forest(self, name: str, whole: Rows, model: DecodNERForSpanClassification) -> Rung:
         """The forest, all spans in one pass; alone, and as one of several that the host does not wait for."""
@@ -333,6 +354,7 @@ class Ladder:
         def score(_: Rows) -> torch.Tensor:
             return model.score_forest(self.forest, self.symbols, cache)
 
+        score(whole)
         rung = self.measure(name, [replace(whole, token_ids=torch.zeros(1, 1))], score, 1)
         stream = self.clock(lambda: [score(whole) for _ in range(STREAMED)], max(1, self.options.repeats // 3))
         return replace(rung, rows_tokens=self.forest.num_nodes, stream_ms=stream[0] / STREAMED)
@@ -371,6 +393,8 @@ def show(ladder: Ladder, rungs: list[Rung], floors: dict[str, float]) -> None:
     )
     if ladder.compile_s is not None:
         print(f"compiled once, in {ladder.compile_s:.1f} s")
+    sentence = ", ".join(f"{name} {milliseconds:.2f} ms" for name, milliseconds in ladder.sentence_ms.items())
+    print(f"a pass over a sentence of {SENTENCE_WORDS} words, {ladder.sentence_nodes} nodes: {sentence}")
     print(
         f"{'':38s}{'host ms':>10s}{'device ms':>11s}{'x floor':>9s}{'streamed':>9s}{'x floor':>9s}{'speed-up':>9s}"
         f"{'tokens':>9s}{'error':>9s}  peak"
@@ -389,6 +413,7 @@ def show(ladder: Ladder, rungs: list[Rung], floors: dict[str, float]) -> None:
     figures = vars(options) | floors | {"device_name": device, "torch": torch.__version__, "baseline_ms": baseline}
     figures |= {"transformers": transformers.__version__, "python": platform.python_version()}
     figures |= {"spans": ladder.num_spans, "nodes": ladder.forest.num_nodes, "build_ms": ladder.build_ms}
+    figures |= {"sentence_ms": ladder.sentence_ms, "sentence_nodes": ladder.sentence_nodes}
     figures |= {"compile_s": ladder.compile_s, "date": time.strftime("%Y-%m-%d")}
     print(json.dumps(figures | {"largest_logit": largest, "rungs": [asdict(rung) for rung in rungs]}))
 
