@@ -24,7 +24,7 @@ from .weights_decodner import WeightsWatch
 
 logger = logging.getLogger(__name__)
 
-NODE_STEPS = ((512, 64), (4096, 128), (2**31, 256))  # up to so many nodes, sizes are multiples of
+NODE_STEPS = ((512, 64), (4096, 128), (8192, 256), (2**31, 512))  # up to so many nodes, sizes are multiples of
 PREFIX_SIZES = (512, 4096)
 ROW_SIZES = (16, 64, 256)
 MOST_KEY_TILES = 2**18
@@ -243,19 +243,20 @@ class SpanPassGraphs:
                 self._drop(refused=not _stay_put(self._backbone))
             if self._refused or not self._is_worth(size):
                 return None
-            self._inputs = self._inputs or FixedInputs(self.most_nodes, next(self._backbone.parameters()).device)
+            inputs = self._inputs or FixedInputs(self.most_nodes, next(self._backbone.parameters()).device)
+            self._inputs = inputs
             try:
-                captured = self._filled(self._inputs, run, plan, token_ids, rows, size)
+                captured = self._filled(inputs, run, plan, token_ids, rows, size)
+                if captured is None:
+                    return None
+                captured.graph.replay()
+                return captured.logits[at][:, : rows.shape[0]]
             except (torch.OutOfMemoryError, NotFixedError) as error:
                 logger.warning("No CUDA graph for %s (%s): passes run without graphs from now on.", size, error)
                 self._drop(refused=True)
                 return None
-            if captured is None:
-                return None
-            captured.graph.replay()
-            found = captured.logits[at][:, : rows.shape[0]]
-            self._inputs.end()
-            return found
+            finally:
+                inputs.end()
 
     def _is_worth(self, size: PassSize) -> bool:
         """Whether such a pass came before: capturing costs as much as several passes."""
@@ -265,7 +266,8 @@ class SpanPassGraphs:
 
     def _drop(self, refused: bool) -> None:
         self._graphs.clear()
-        self._inputs, self._refused = None, refused
+        self._met.clear()
+        self._inputs, self._pool, self._refused = None, None, refused
 
     def _filled(
         self,
@@ -283,7 +285,7 @@ class SpanPassGraphs:
         if size not in self._graphs:
             self._graphs[size] = self._capture(run, inputs, padded, size)
             if len(self._graphs) > KEPT_GRAPHS:
-                self._graphs.popitem(last=False)
+                self._met.discard(self._graphs.popitem(last=False)[0])
         self._graphs.move_to_end(size)
         return self._graphs[size]
 
@@ -315,10 +317,17 @@ class SpanPassGraphs:
         return self._record(run_fixed)
 
     def _record(self, run_fixed: Callable[[], torch.Tensor]) -> Captured:
+        """Captures on a stream of its own; `torch.cuda.graph` would give all cached memory back to the driver first."""
         self._pool = self._pool or torch.cuda.graph_pool_handle()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            logits = run_fixed()
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            try:
+                logits = run_fixed()
+            finally:
+                graph.capture_end()
+        torch.cuda.current_stream().wait_stream(stream)
         return Captured(graph, logits)
 
 
