@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import torch
 
-from .kernel_decodner_triton import forest_attention_kernel
+from .kernel_decodner_triton import forest_attention_kernel, merge_splits_kernel
 from .tiles_decodner import KernelTiles, TileShape
 
 try:
@@ -21,6 +21,8 @@ except ImportError as error:
 
 MIN_DOT = 16  # smallest side of a tile that tl.dot takes
 MAX_HEAD_SIZE = 256
+MIN_SPLIT = 512  # prefix entries a program that shares a query tile with others has at least, where P is long enough
+MERGED_ROWS = 16
 LOG2_E = 1.4426950408889634
 
 
@@ -31,6 +33,7 @@ class KernelConfig:
     Attributes:
         max_registers: registers a thread may use, at most 255; fewer let more programs share a multiprocessor.
         tma: whether key tiles come through the tensor memory accelerator, where the tensors' alignment allows.
+        resident: programs that a multiprocessor holds at once; where all of a pass fill less, the prefix is split.
     """
 
     block_m: int
@@ -40,20 +43,21 @@ class KernelConfig:
     num_stages: int
     max_registers: int
     tma: bool
+    resident: int
 
 
 # By (compute capability from, bytes of an element, padded head size up to), the first that fits; fixed, so that
 # results do not change from call to call. Chosen by measurement for capability 9 (H200, scripts/bench_attention.py);
 # the rows for 0 are moderate sizes that fit every GPU.
 CONFIGS: tuple[tuple[int, int, int, KernelConfig], ...] = (
-    (9, 2, 64, KernelConfig(64, 32, 64, 4, 2, 128, True)),
-    (9, 2, 128, KernelConfig(128, 64, 64, 8, 2, 128, True)),
-    (9, 2, 256, KernelConfig(64, 32, 64, 4, 1, 255, True)),
-    (0, 2, 64, KernelConfig(128, 64, 64, 4, 2, 255, False)),
-    (0, 2, 128, KernelConfig(128, 32, 32, 4, 2, 255, False)),
-    (0, 2, 256, KernelConfig(64, 32, 32, 4, 1, 255, False)),
-    (0, 4, 64, KernelConfig(64, 32, 32, 4, 1, 255, False)),
-    (0, 4, 256, KernelConfig(32, 16, 16, 4, 1, 255, False)),
+    (9, 2, 64, KernelConfig(64, 32, 64, 4, 2, 128, True, 4)),
+    (9, 2, 128, KernelConfig(128, 64, 64, 8, 2, 128, True, 2)),
+    (9, 2, 256, KernelConfig(64, 32, 64, 4, 1, 255, True, 2)),
+    (0, 2, 64, KernelConfig(128, 64, 64, 4, 2, 255, False, 2)),
+    (0, 2, 128, KernelConfig(128, 32, 32, 4, 2, 255, False, 2)),
+    (0, 2, 256, KernelConfig(64, 32, 32, 4, 1, 255, False, 1)),
+    (0, 4, 64, KernelConfig(64, 32, 32, 4, 1, 255, False, 2)),
+    (0, 4, 256, KernelConfig(32, 16, 16, 4, 1, 255, False, 1)),
 )
 
 
@@ -175,10 +179,15 @@ def _forest_attention_operator(
     if tma:
         rows = [setting.block_n] * 2 + [setting.block_p] * 4
         sources = [_descriptor(tensor, block) for tensor, block in zip(sources, rows, strict=True)]
+    programs = table.shape[0] * kv_heads
+    splits = 1 if windowed else _splits(programs, prefix_length, setting.resident, query.device)
+    kept = splits if splits > 1 else 0
+    parts = query.new_empty(kept, num_nodes, heads, value_size, dtype=torch.float32)
+    lse = query.new_empty(kept, num_nodes, heads, dtype=torch.float32)
     with torch.cuda.device_of(query):  # Triton launches on the current device
-        forest_attention_kernel[(table.shape[0] * kv_heads,)](
-            query, *sources, query if sinks is None else sinks, out, table, key_starts, nodes,
-            *strides, num_nodes, prefix_length, kv_heads,
+        forest_attention_kernel[(programs, splits)](
+            query, *sources, query if sinks is None else sinks, out, parts, lse, table, key_starts, nodes,
+            *strides, num_nodes, kv_heads, splits,
             scale=LOG2_E if softcap is not None else scaling * LOG2_E,
             cap=1.0 if softcap is None else softcap,
             cap_scale=1.0 if softcap is None else scaling / softcap,
@@ -189,7 +198,20 @@ def _forest_attention_operator(
             PRECISION="ieee" if query.dtype == torch.float32 else "tf32", TMA=tma,
             num_warps=setting.num_warps, num_stages=setting.num_stages, maxnreg=setting.max_registers,
         )  # fmt: skip
+        if splits > 1:
+            rows = num_nodes * heads
+            merge_splits_kernel[(-(-rows // MERGED_ROWS),)](
+                parts, lse, out, rows, splits,
+                HEAD_DIM=value_size, BLOCK_D=_padded(value_size), BLOCK_ROWS=MERGED_ROWS,
+            )  # fmt: skip
     return out
+
+
+def _splits(programs: int, prefix_length: int, resident: int, device: torch.device) -> int:
+    """Among how many programs a query tile's prefix is divided, so that all of them fill the device."""
+    on_gpu = device.type == "cuda"
+    multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count if on_gpu else 1
+    return max(1, min(resident * multiprocessors // programs, prefix_length // MIN_SPLIT))
 
 
 @_forest_attention_operator.register_fake

@@ -13,20 +13,15 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .attention_decodner import ForestPlan, LayerWindow
+from .attention_decodner import HAS_KERNEL, ForestPlan, LayerWindow
 from .cache_decodner import DualBufferCache
 from .guard_decodner import layer_windows, packed_arguments
-from .head_decodner import inner_decoder
+from .head_decodner import decoder_layers, inner_decoder
 from .tiles_decodner import KernelTiles, TileShape
 
-try:
+if HAS_KERNEL:
     from .attention_decodner_triton import kernel_config
-except ImportError:  # no Triton, no kernel to compile around
-    HAS_KERNEL = False
-else:
-    HAS_KERNEL = True
 
 PROBE_TOKENS = 3
 LEAST = 2  # torch.compile makes a graph of its own for a size of 0 or 1
@@ -164,7 +159,7 @@ def compile_layers(backbone: PreTrainedModel, **options: Any) -> None:
             devices.
     """
     name = type(backbone).__name__
-    layers = [module for module in inner_decoder(backbone).modules() if isinstance(module, GradientCheckpointingLayer)]
+    layers = decoder_layers(backbone)
     if any("forward" in vars(layer) for layer in layers):
         raise ValueError(
             f"the layers of this {name} are compiled already, or spread over several devices, which compiled layers "

@@ -8,6 +8,7 @@ Knows nothing of forests, spans or labels.
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .guard_decodner import input_device
 
@@ -33,6 +34,11 @@ def inner_decoder(backbone: PreTrainedModel) -> PreTrainedModel:
         if isinstance(candidate, PreTrainedModel) and candidate is not backbone:
             return candidate
     raise ValueError(f"{type(backbone).__name__} has no decoder apart from its head; it cannot be used.")
+
+
+def decoder_layers(backbone: PreTrainedModel) -> list[nn.Module]:
+    """The decoder's layers, in their order."""
+    return [module for module in inner_decoder(backbone).modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
 def row_logits(backbone: PreTrainedModel, hidden_states: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:

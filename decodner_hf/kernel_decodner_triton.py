@@ -87,7 +87,7 @@ def _step(
     return acc, l_i, m_new
 
 
-@triton.jit(do_not_specialize=["num_nodes", "prefix_length"])
+@triton.jit(do_not_specialize=["num_nodes", "splits"])
 def forest_attention_kernel(
     q_ptr,  # [H, N, HEAD_DIM_K]
     k,  # descriptor or pointer, [Hkv, N, HEAD_DIM_K]
@@ -98,6 +98,8 @@ def forest_attention_kernel(
     pv,  # descriptor or pointer, [Hkv, P, HEAD_DIM_V]
     sinks_ptr,  # [H]
     out_ptr,  # [N, H, HEAD_DIM_V], contiguous
+    part_ptr,  # float32 [splits, N, H, HEAD_DIM_V], contiguous, where there are several splits
+    lse_ptr,  # float32 [splits, N, H], likewise
     table_ptr,  # KernelTiles.table
     starts_ptr,  # KernelTiles.key_starts
     nodes_ptr,  # KernelTiles.nodes
@@ -112,8 +114,8 @@ def forest_attention_kernel(
     stride_pvh,
     stride_pvn,
     num_nodes,
-    prefix_length,
     kv_heads,
+    splits,  # programs among which the prefix of a query tile is divided
     scale,  # see _step
     cap,
     cap_scale,
@@ -136,13 +138,20 @@ def forest_attention_kernel(
     One program is one query tile and one key/value head. A row of the tile is a node and one of the GROUP query heads
     that share the key/value head, so that a key tile is read once for all of them. With logits in base 2, one fused
     multiply-add and one exp2 an element are all that a full tile costs beside its two products.
+    Where there are several splits, each takes its part of the prefix tiles without a mask, the last also all other
+    tiles, and `merge_splits_kernel` joins what they computed (as flash decoding does: arXiv 2311.01282).
     """
+    split = tl.program_id(1)
     kv_head = tl.program_id(0) % kv_heads
     entry = table_ptr + tl.program_id(0) // kv_heads * 8
     rows = tl.load(entry) * BLOCK_M + tl.arange(0, BLOCK_M)
     partial_start, partial_end, full_start, full_end = (
         tl.load(entry + 1), tl.load(entry + 2), tl.load(entry + 3), tl.load(entry + 4)
     )  # fmt: skip
+    prefix_length = tl.load(entry + 7)
+    is_last = (split == splits - 1).to(tl.int32)
+    partial_end = partial_start + (partial_end - partial_start) * is_last
+    full_end = full_start + (full_end - full_start) * is_last
     node = rows // GROUP
     exists = node < num_nodes
     head = kv_head * GROUP + rows % GROUP
@@ -158,8 +167,9 @@ def forest_attention_kernel(
     m_i = tl.full([BLOCK_M], -1e30, dtype=tl.float32)
     l_i = tl.zeros([BLOCK_M], dtype=tl.float32)
     if SINKS:
-        m_i = tl.maximum(tl.load(sinks_ptr + head).to(tl.float32) * 1.4426950408889634, m_i)
-        l_i += 1.0
+        sink = tl.load(sinks_ptr + head).to(tl.float32) * 1.4426950408889634
+        m_i = tl.where(is_last == 1, tl.maximum(sink, m_i), m_i)
+        l_i += 1.0  # of weight 0 in the other splits
 
     for index in tl.range(partial_start, partial_end, num_stages=1):
         start = tl.load(starts_ptr + index)
@@ -190,6 +200,7 @@ def forest_attention_kernel(
     whole_end = prefix_length // BLOCK_P * BLOCK_P
     windowed_tiles = (unmasked_start - windowed_start) // BLOCK_P
     masked_tiles = windowed_tiles + (prefix_length > whole_end).to(tl.int32)  # the last is what is left of the prefix
+    masked_tiles = masked_tiles * is_last
     for index in tl.range(0, masked_tiles, num_stages=1):
         start = tl.where(index < windowed_tiles, windowed_start + index * BLOCK_P, whole_end)
         offs_p = start + tl.arange(0, BLOCK_P)
@@ -203,9 +214,13 @@ def forest_attention_kernel(
         v_tile = _load_rows(
             pv, kv_head, start, stride_pvh, stride_pvn, inside, BLOCK_P, HEAD_DIM_V, BLOCK_DV, True, TMA
         )
+        if TMA:
+            v_tile = tl.where(inside[:, None], v_tile, 0.0)  # a buffer may hold anything, NaN too, behind the prefix
         acc, l_i, m_i = _step(acc, l_i, m_i, q, k_tile, v_tile, seen, scale, cap, cap_scale, True, CAPPED, PRECISION)
 
-    for start in range(unmasked_start, whole_end, BLOCK_P):
+    share = tl.cdiv((whole_end - unmasked_start) // BLOCK_P, splits) * BLOCK_P
+    share_start = unmasked_start + split * share
+    for start in range(share_start, tl.minimum(share_start + share, whole_end), BLOCK_P):
         k_tile = _load_rows(
             pk, kv_head, start, stride_pkh, stride_pkn, exists, BLOCK_P, HEAD_DIM_K, BLOCK_DK, False, TMA
         )
@@ -217,7 +232,46 @@ def forest_attention_kernel(
         )
 
     offs_dv = tl.arange(0, BLOCK_DV)
-    out_rows = out_ptr + (node.to(tl.int64) * (kv_heads * GROUP) + head) * HEAD_DIM_V
+    row = node.to(tl.int64) * (kv_heads * GROUP) + head
     kept = exists[:, None] & (offs_dv < HEAD_DIM_V)[None, :]
-    l_i = tl.where(exists, l_i, 1.0)
-    tl.store(out_rows[:, None] + offs_dv[None, :], (acc / l_i[:, None]).to(out_ptr.dtype.element_ty), mask=kept)
+    attended = acc / tl.where(l_i > 0, l_i, 1.0)[:, None]  # a split may have nothing to attend to
+    if splits == 1:
+        out_rows = out_ptr + row * HEAD_DIM_V
+        tl.store(out_rows[:, None] + offs_dv[None, :], attended.to(out_ptr.dtype.element_ty), mask=kept)
+    else:
+        row += split.to(tl.int64) * num_nodes * (kv_heads * GROUP)
+        part_rows = part_ptr + row * HEAD_DIM_V
+        tl.store(part_rows[:, None] + offs_dv[None, :], attended, mask=kept)
+        tl.store(lse_ptr + row, m_i + tl.log2(l_i), mask=exists)
+
+
+@triton.jit(do_not_specialize=["rows", "splits"])
+def merge_splits_kernel(
+    part_ptr,  # float32 [splits, N * H, HEAD_DIM]
+    lse_ptr,  # float32 [splits, N * H], base-2 logarithms of the sums of weights; -inf where there is none
+    out_ptr,  # [N * H, HEAD_DIM]
+    rows,  # N * H
+    splits,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+):
+    """What attention over all splits gives: the splits' results, weighted by their sums of weights."""
+    row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    offs_d = tl.arange(0, BLOCK_D)
+    exists = row < rows
+    kept = exists[:, None] & (offs_d < HEAD_DIM)[None, :]
+    acc = tl.zeros([BLOCK_ROWS, BLOCK_D], dtype=tl.float32)
+    m_i = tl.full([BLOCK_ROWS], -1e30, dtype=tl.float32)
+    l_i = tl.zeros([BLOCK_ROWS], dtype=tl.float32)
+    for split in range(0, splits):
+        source = tl.cast(split, tl.int64) * rows + row
+        lse = tl.load(lse_ptr + source, mask=exists, other=0.0)
+        part = tl.load(part_ptr + source[:, None] * HEAD_DIM + offs_d[None, :], mask=kept, other=0.0)
+        m_new = tl.maximum(m_i, lse)
+        alpha, weight = tl.exp2(m_i - m_new), tl.exp2(lse - m_new)
+        acc = acc * alpha[:, None] + part * weight[:, None]
+        l_i = l_i * alpha + weight
+        m_i = m_new
+    merged = acc / l_i[:, None]
+    tl.store(out_ptr + row[:, None] * HEAD_DIM + offs_d[None, :], merged.to(out_ptr.dtype.element_ty), mask=kept)

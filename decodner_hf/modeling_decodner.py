@@ -19,6 +19,7 @@ from .cache_decodner import DualBufferCache
 from .compile_decodner import compile_layers
 from .configuration_decodner import DecodNERConfig
 from .forest_decodner import TokenForest, build_forest, rows_forest
+from .graphs_decodner import PREFIX_SIZES, SpanPassGraphs, never_waits
 from .guard_decodner import (
     check_backbone,
     input_device,
@@ -39,6 +40,7 @@ FORWARDED = (
 IGNORED_TARGET = -100
 WARM_UP_PREFIX = 101  # tokens; no two sizes of the pass that a graph is made for may be equal
 WARM_UP_SPANS = (137, 11)  # rows and their tokens
+WARM_UP_LENGTH = 8
 
 
 @dataclass
@@ -87,6 +89,7 @@ class DecodNERForSpanClassification(CheckpointMethods, PreTrainedModel):
         self.node_limit = node_limit(self._decoder_config)
         self.layer_windows = layer_windows(self._decoder_config)
         self.row_head = has_plain_head(backbone)
+        self.graphs: SpanPassGraphs | None = None
         for name in FORWARDED:
             if hasattr(backbone, name):
                 setattr(self, name, getattr(backbone, name))
@@ -137,13 +140,17 @@ class DecodNERForSpanClassification(CheckpointMethods, PreTrainedModel):
         finally:
             self.backbone.train(was_training)
 
-    def compile_forest(self, **options: Any) -> None:
+    def compile_forest(self, *, cuda_graph_nodes: int = 16384, **options: Any) -> None:
         """Compiles the decoder's layers for passes without gradients over a cached prefix; call it once, when loaded.
 
-        Takes some ten seconds for each kind of layer, now; no pass of any size compiles again. Results stay within
-        the dtype's rounding. A model that is moved or cast afterwards runs uncompiled.
+        Takes some ten seconds for each kind of layer, now; no pass of any size compiles again. Span passes over up to
+        4,096 prefix tokens run as CUDA graphs, where the decoder allows it: the second pass of each size (a multiple
+        of 64 to 256 nodes) is captured and takes a few times as long, later ones cost the host next to nothing. See
+        `SpanPassGraphs` for the memory that graphs hold.
+        Results stay within the dtype's rounding. A model that is moved or cast afterwards runs uncompiled.
 
         Args:
+            cuda_graph_nodes: nodes of the largest pass that gets a CUDA graph; 0 for none.
             **options: handed to `torch.compile` (mode, backend, options).
 
         Raises:
@@ -151,10 +158,30 @@ class DecodNERForSpanClassification(CheckpointMethods, PreTrainedModel):
                 compiled already or spread over devices.
         """
         compile_layers(self.backbone, **options)
+        self._score_rows(WARM_UP_PREFIX, *WARM_UP_SPANS)
+        on_gpu = input_device(self.backbone).type == "cuda"
+        if on_gpu and cuda_graph_nodes and never_waits(lambda: self._score_rows(WARM_UP_PREFIX, *WARM_UP_SPANS)):
+            self.graphs = SpanPassGraphs(self.backbone, cuda_graph_nodes)
+            self._warm_up_graphs(min(self.graphs.most_nodes, self.node_limit or self.graphs.most_nodes))
+
+    def _warm_up_graphs(self, largest: int) -> None:
+        """Captures a pass of `largest` nodes before all others, which then fit into the memory it takes."""
+        self._score_rows(4 * PREFIX_SIZES[0], 1, WARM_UP_LENGTH)  # few nodes, a long prefix: split among programs
+        try:
+            for _ in range(2):  # the second of a size is captured
+                self._score_rows(WARM_UP_PREFIX, largest // WARM_UP_LENGTH, WARM_UP_LENGTH)
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()  # smaller passes may fit, and have graphs
+
+    def _score_rows(self, prefix_length: int, rows: int, length: int) -> None:
+        """Scores `rows` chains of `length` arbitrary tokens, if the model has positions for them."""
+        if self.position_limit is not None and prefix_length + length > self.position_limit.limit:
+            return
         vocabulary = self.get_input_embeddings().weight.shape[0]
-        rows = (torch.arange(WARM_UP_SPANS[0] * WARM_UP_SPANS[1]) % vocabulary).reshape(WARM_UP_SPANS)
-        cache = self.encode_prefix(rows.reshape(-1)[:WARM_UP_PREFIX])
-        self.score_forest(rows_forest(rows, WARM_UP_PREFIX), torch.arange(2), cache)
+        token_ids = torch.arange(max(rows * length, prefix_length)) % vocabulary
+        cache = self.encode_prefix(token_ids[:prefix_length])
+        forest = rows_forest(token_ids[: rows * length].reshape(rows, length), prefix_length)
+        self.score_forest(forest, torch.arange(2), cache)
 
     def get_input_embeddings(self) -> Any:
         """The decoder's token embedding."""
@@ -427,6 +454,9 @@ class DecodNERForSpanClassification(CheckpointMethods, PreTrainedModel):
             raise ValueError(f"{token_ids.numel()} tokens for {plan.position_ids.numel()} nodes: one each is needed.")
         if span_nodes.device.type == "cpu" and not bool(((span_nodes >= 0) & (span_nodes < token_ids.numel())).all()):
             raise ValueError(f"span_nodes must lie in 0 .. {token_ids.numel() - 1}.")
+        replayed = None if kwargs or span_prompts is not None else self._replay(token_ids, plan, span_nodes, symbols)
+        if replayed is not None:
+            return replayed
         rows, columns = symbols.clamp(min=0).reshape(-1).unique(return_inverse=True)
         columns, absent = columns.reshape(symbols.shape), symbols < 0
         token_ids, position_ids, span_nodes, rows, columns, absent = upload(
@@ -444,6 +474,25 @@ class DecodNERForSpanClassification(CheckpointMethods, PreTrainedModel):
             return logits[:, columns[0]].masked_fill(absent[0], float("-inf"))
         prompts = span_prompts.reshape(-1).to(logits.device)
         return logits.gather(1, columns[prompts]).masked_fill(absent[prompts], float("-inf"))
+
+    def _replay(
+        self, token_ids: torch.Tensor, plan: ForestPlan, span_nodes: torch.Tensor, symbols: torch.Tensor
+    ) -> torch.Tensor | None:
+        """`_label_logits` by a CUDA graph; None where there is none for such a pass."""
+        if self.graphs is None or plan.cache is None or self.training or torch.is_grad_enabled():
+            return None
+        on_cpu = all(tensor.device.type == "cpu" for tensor in (token_ids, span_nodes, symbols))
+        whole = symbols.shape[0] == 1 and on_cpu and bool((symbols >= 0).all())
+        if not whole or not self.row_head or not has_plain_head(self.backbone):
+            return None
+        (at,) = upload([span_nodes], input_device(self.backbone))
+        return self.graphs.logits(self._node_logits, plan, token_ids, symbols[0], at)
+
+    def _node_logits(
+        self, token_ids: torch.Tensor, position_ids: torch.Tensor, plan: ForestPlan, rows: torch.Tensor
+    ) -> torch.Tensor:
+        """[N], [N], rows of the head [U], all on the model's device -> [N, U]."""
+        return row_logits(self.backbone, self._decode(token_ids, position_ids, plan, {}), rows)
 
 
 def _span_loss(

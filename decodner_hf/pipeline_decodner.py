@@ -87,10 +87,10 @@ class DecodNERPipeline(Pipeline):
             model = DecodNERForSpanClassification.from_backbone(model)
         super().__init__(model=model, tokenizer=tokenizer, **kwargs)
         self.model.eval()
-        if compile:
-            self.model.compile_forest()
         self.template = PromptTemplate.from_config(self.model.config)
         self.scorer = DocumentScorer(self.model, token_budget)
+        if compile:
+            self.model.compile_forest(cuda_graph_nodes=self.scorer.token_budget)
         self._prompts: OrderedDict[Labels, list[EncodedPrompt]] = OrderedDict()
         settings = self._settings({})
         if self.model.config.labels or settings.candidate_labels is not None:

@@ -85,7 +85,7 @@ class DocumentScorer:
         budget = token_budget or TOKEN_BUDGET.get(model.device.type, TOKEN_BUDGET["cpu"])
         self.token_budget = min(budget, model.node_limit or budget)
         self._prefixes: OrderedDict[bytes, DualBufferCache] = OrderedDict()
-        self._watch = WeightsWatch(model.backbone)
+        self._watch = WeightsWatch(model.backbone, in_place=True)
         self._lock = RLock()  # prefixes are shared, and grow while a long document is scored
 
     def score(self, prompts: Sequence[EncodedPrompt], documents: Sequence[EncodedDocument]) -> list[list[FloatArray]]:

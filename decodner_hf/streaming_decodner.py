@@ -1,22 +1,23 @@
 """Runs a pipeline over a stream of documents, so that host and device work at the same time.
 
 In: a pipeline with the stages `preprocess`, `launch`, `collect` and `postprocess`, and any iterable. Out: results,
-lazily, in input order. A worker thread encodes the next group while one is scored; a pass is decoded during the next.
+lazily, in input order. A worker thread encodes the next groups while one is scored; a pass is decoded during the next.
 Knows nothing of how a stage works.
 """
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from .requests_decodner import Settings, items, size
 from .results_decodner import Prepared
-from .scoring_decodner import ScoredRun
+from .scoring_decodner import DocumentScorer, ScoredRun
 
 DOCUMENTS_AT_ONCE = 256  # encoded together
 CHARACTERS_AT_ONCE = 65536
-
-_Launched = tuple[list[Prepared], list[list[ScoredRun]]]
+FIRST_PART = 8  # the first group is such a part of a whole one, for nothing runs while it is encoded
+GROUPS_AHEAD = 2
 
 
 class EntityStream:
@@ -31,42 +32,29 @@ class EntityStream:
         return len(self.inputs)
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
-        """Yields each document's entities; the next group is encoded, and the last pass decoded, during a pass."""
-        groups = self._groups()
-        launched: list[_Launched] = []
+        """Yields each document's entities; groups are encoded, and the last pass decoded, during a pass."""
+        groups, passes = self.groups(), _Passes(self.pipeline, self.settings)
         with ThreadPoolExecutor(1) as worker:
-            coming = worker.submit(next, groups, None)
+            coming = deque(worker.submit(next, groups, None) for _ in range(GROUPS_AHEAD))
             while True:
-                if not coming.done() or coming.exception() is not None:
-                    yield from self._finish(launched)
-                group = coming.result()
+                encoding = coming.popleft()
+                while passes.pending and not encoding.done():
+                    yield from passes.advance()
+                if encoding.exception() is not None:
+                    yield from passes.finish()
+                group = encoding.result()
                 if not group:
                     break
-                coming = worker.submit(next, groups, None)
-                for run in self._runs(group):
-                    try:
-                        following = self._launch(run)
-                    except Exception:
-                        yield from self._finish(launched)  # what came before the documents that cannot be scored
-                        raise
-                    before, launched = launched, following
-                    yield from self._finish(before)
-        yield from self._finish(launched)
+                coming.append(worker.submit(next, groups, None))
+                yield from passes.add(group)
+        yield from passes.finish()
 
-    def _launch(self, run: list[Prepared]) -> "list[_Launched]":
-        return [(run, self.pipeline.launch(run))]
-
-    def _finish(self, launched: "list[_Launched]") -> Iterator[list[dict[str, Any]]]:
-        """Waits for what was launched, empties the list, and yields the documents' entities."""
-        while launched:
-            run, scores = launched.pop(0)
-            yield from self.pipeline.postprocess((run, self.pipeline.collect(run, scores)), self.settings)
-
-    def _groups(self) -> Iterator[list[Prepared]]:
+    def groups(self) -> Iterator[list[Prepared]]:
         """Documents encoded in groups; where reading them fails, the failure comes behind those read before."""
         source, failure = items(self.inputs), None
         group: list[Any] = []
         first = characters = 0
+        part = FIRST_PART
         while True:
             try:
                 document = next(source)
@@ -77,22 +65,81 @@ class EntityStream:
                 break
             group.append(document)
             characters += size(document)
-            if len(group) >= DOCUMENTS_AT_ONCE or characters >= CHARACTERS_AT_ONCE:
+            if len(group) >= DOCUMENTS_AT_ONCE // part or characters >= CHARACTERS_AT_ONCE // part:
                 yield self.pipeline.preprocess(group, self.settings, first)
-                first, group, characters = first + len(group), [], 0
+                first, group, characters, part = first + len(group), [], 0, max(1, part // 2)
         if group:
             yield self.pipeline.preprocess(group, self.settings, first)
         if failure is not None:
             raise failure
 
-    def _runs(self, group: list[Prepared]) -> Iterator[list[Prepared]]:
-        """Consecutive documents of one label set that fit a pass together; windows of a document stay together."""
-        start = 0
-        while start < len(group):
-            end = start
-            while end < len(group) and group[end].labels == group[start].labels:
-                end += 1
-            alike = group[start:end]
-            for run in self.pipeline.scorer.runs([prepared.num_nodes for prepared in alike]):
-                yield alike[run.start : run.stop]
-            start = end
+
+class _Passes:
+    """Documents on their way through the device; what fills no pass waits for more, unless the device would wait."""
+
+    def __init__(self, pipeline: Any, settings: Settings) -> None:
+        self.pipeline, self.settings = pipeline, settings
+        self.held: list[Prepared] = []
+        self.launched: list[tuple[list[Prepared], list[list[ScoredRun]]]] = []
+
+    @property
+    def pending(self) -> bool:
+        """Whether documents were added whose entities were not yielded."""
+        return bool(self.held or self.launched)
+
+    def add(self, group: list[Prepared]) -> Iterator[list[dict[str, Any]]]:
+        """Launches the passes that a further group fills; yields the entities of those before."""
+        *full, last = cut(self.pipeline.scorer, self.held + group)
+        self.held = []
+        for run in full:
+            yield from self._launch(run)
+        has_room = sum(prepared.num_nodes for prepared in last) < self.pipeline.scorer.token_budget
+        if has_room and self.launched:
+            self.held = last
+        else:
+            yield from self._launch(last)
+
+    def advance(self) -> Iterator[list[dict[str, Any]]]:
+        """Yields the entities of what is launched; where nothing is, launches what is held."""
+        if self.launched:
+            yield from self._read()
+        else:
+            yield from self._launch_held()
+
+    def finish(self) -> Iterator[list[dict[str, Any]]]:
+        """Launches what is held and yields the entities of everything."""
+        yield from self._launch_held()
+        yield from self._read()
+
+    def _launch_held(self) -> Iterator[list[dict[str, Any]]]:
+        if self.held:
+            run, self.held = self.held, []
+            yield from self._launch(run)
+
+    def _launch(self, run: list[Prepared]) -> Iterator[list[dict[str, Any]]]:
+        try:
+            scores = self.pipeline.launch(run)
+        except Exception:
+            yield from self._read()  # what came before the documents that cannot be scored
+            raise
+        yield from self._read()
+        self.launched.append((run, scores))
+
+    def _read(self) -> Iterator[list[dict[str, Any]]]:
+        """Waits for what is launched and yields the documents' entities."""
+        while self.launched:
+            run, scores = self.launched.pop(0)
+            yield from self.pipeline.postprocess((run, self.pipeline.collect(run, scores)), self.settings)
+
+
+def cut(scorer: DocumentScorer, documents: Sequence[Prepared]) -> Iterator[list[Prepared]]:
+    """Consecutive documents of one label set that fit a pass together; windows of a document stay together."""
+    start = 0
+    while start < len(documents):
+        end = start
+        while end < len(documents) and documents[end].labels == documents[start].labels:
+            end += 1
+        alike = documents[start:end]
+        for run in scorer.runs([prepared.num_nodes for prepared in alike]):
+            yield list(alike[run.start : run.stop])
+        start = end

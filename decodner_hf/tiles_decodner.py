@@ -6,7 +6,7 @@ key/value head. Its tiles of forest keys are counted back from its own last node
 multiples of their size. Knows nothing of the kernel, of models or of devices' properties.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,8 +45,7 @@ class KernelTiles:
     Attributes:
         table: int32 [T, 8], one row a query tile, the tiles with most work first. Columns: the query tile's index;
             first and one behind the last of its partial tiles in `key_starts`; the same of its full tiles; the prefix
-            entry at which its first prefix tile starts; the one from which on its prefix tiles need no window mask;
-            unused.
+            entry at which its first prefix tile starts; the one from which on its prefix tiles need no window mask; P.
         key_starts: int32 [K], first node of each key tile, negative where a partial one begins before the forest does.
         nodes: int32 [3, N]: subtree end, position, and the lowest position that the node sees under the window.
         windowed: whether there is a window.
@@ -70,7 +69,21 @@ def plan_tiles(
     shape: TileShape,
     device: torch.device,
 ) -> KernelTiles:
-    """Makes the block map and moves it to `device`.
+    """Makes the block map and moves it to `device`; arguments as `tile_arrays`, and where the kernel runs."""
+    arrays = tile_arrays(position_ids, subtree_end, prefix_length, window, shape)
+    on_device = _to_device(arrays, device)
+    return KernelTiles(on_device[0], on_device[1], on_device[2], is_windowed(window), prefix_length, shape)
+
+
+def is_windowed(window: Any) -> bool:
+    """Whether the window hides anything."""
+    return window.sliding is not None or window.chunk is not None
+
+
+def tile_arrays(
+    position_ids: torch.Tensor, subtree_end: torch.Tensor, prefix_length: int, window: Any, shape: TileShape
+) -> tuple[IntArray, IntArray, IntArray]:
+    """Makes the block map: `table`, `key_starts` and `nodes` of `KernelTiles`, on the host.
 
     A key tile is met iff one of its nodes is an ancestor of a row's node, or the node itself; it is full iff every row
     sees every one of its nodes. What is met and not full is cut into partial tiles, of which those without an ancestor
@@ -82,18 +95,16 @@ def plan_tiles(
         prefix_length: P; prefix entry p has position p.
         window: what has `sliding` and `chunk`, sizes in tokens or None.
         shape: the kernel's tile sizes.
-        device: where the kernel runs.
     """
     positions = position_ids.numpy().astype(np.int32)
     ends = subtree_end.numpy().astype(np.int32)
     lowest = _lowest_visible(positions, window)
-    windowed = window.sliding is not None or window.chunk is not None
     tiles = -(-len(ends) * shape.group // shape.block_m)
     first = (np.arange(tiles) * shape.block_m // shape.group).astype(np.int32)
     last = np.minimum((np.arange(1, tiles + 1) * shape.block_m - 1) // shape.group, len(ends) - 1).astype(np.int32)
     least, most = _row_extremes(lowest, first, last)
     rows = _QueryTiles(first, last, least, most)
-    partial_of, partial_starts, full_of, full_starts = _key_tiles(positions, ends, rows, shape, windowed)
+    partial_of, partial_starts, full_of, full_starts = _key_tiles(positions, ends, rows, shape, is_windowed(window))
     partials, fulls = np.bincount(partial_of, minlength=tiles), np.bincount(full_of, minlength=tiles)
     prefix_tiles = prefix_length // shape.block_p
     prefix_first = np.clip(least // shape.block_p, 0, prefix_tiles)
@@ -105,11 +116,9 @@ def plan_tiles(
     table[:, 1], table[:, 2] = behind_partial - partials, behind_partial
     table[:, 3], table[:, 4] = behind_full - fulls, behind_full
     table[:, 5], table[:, 6] = prefix_first * shape.block_p, prefix_unmasked * shape.block_p
+    table[:, 7] = prefix_length
     table = table[np.argsort(-work, kind="stable")]
-    key_starts = np.concatenate([partial_starts, full_starts])
-    nodes = np.stack([ends, positions, lowest])
-    on_device = _to_device([table, key_starts, nodes], device)
-    return KernelTiles(on_device[0], on_device[1], on_device[2], windowed, prefix_length, shape)
+    return table, np.concatenate([partial_starts, full_starts]), np.stack([ends, positions, lowest])
 
 
 def _lowest_visible(positions: IntArray, window: Any) -> IntArray:
@@ -193,7 +202,7 @@ def _extremes(values: IntArray, width: int, extreme: Callable[..., IntArray], ou
     return padded
 
 
-def _to_device(arrays: list[IntArray], device: torch.device) -> list[torch.Tensor]:
+def _to_device(arrays: Iterable[IntArray], device: torch.device) -> list[torch.Tensor]:
     """The arrays as int32 on `device`, each in memory of its own, for which the host does not wait.
 
     A compiled graph would depend on a shared tensor's size and on where in it an array starts.

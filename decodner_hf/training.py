@@ -17,9 +17,9 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import reduce
 from transformers import AutoTokenizer, TrainerCallback, TrainingArguments
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_decodner import DecodNERConfig
+from .head_decodner import decoder_layers
 from .modeling_decodner import DecodNERForSpanClassification
 from .muon import Muon
 from .prompting_decodner import PromptTemplate
@@ -150,11 +150,10 @@ def check_gradients(model: torch.nn.Module) -> None:
 
 def compile_beside_attention(model: Any) -> None:
     """Compiles what stands beside attention in every decoder layer, one graph for all sizes: norms and MLPs."""
-    for layer in model.backbone.modules():
-        if isinstance(layer, GradientCheckpointingLayer):
-            for part in layer.children():
-                if not hasattr(part, "layer_idx"):  # attention finds its own compiled kernel
-                    part.compile(dynamic=True)
+    for layer in decoder_layers(model.backbone):
+        for part in layer.children():
+            if not hasattr(part, "layer_idx"):  # attention finds its own compiled kernel
+                part.compile(dynamic=True)
 
 
 def add_lora(model: Any, rank: int) -> None:

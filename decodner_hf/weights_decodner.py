@@ -1,4 +1,4 @@
-"""Notices when a model's weights are changed or replaced, or its adapters switched.
+"""Notices when a model's weights are changed, moved or replaced, or its adapters switched.
 
 In: a model. Out: whether it is as it was when last asked. Cheap enough to be asked before every pass.
 Knows nothing of what depends on the weights.
@@ -10,11 +10,15 @@ from torch import nn
 
 
 class WeightsWatch:
-    """Compares a model's modules and parameters with what they were."""
+    """Compares a model's modules and parameters with what they were.
 
-    def __init__(self, model: nn.Module) -> None:
+    Attributes:
+        in_place: whether a change of values in the same memory counts too.
+    """
+
+    def __init__(self, model: nn.Module, *, in_place: bool = True) -> None:
         """Takes the model as it is now."""
-        self.model = model
+        self.model, self.in_place = model, in_place
         self._look()
 
     def changed(self) -> bool:
@@ -33,9 +37,11 @@ class WeightsWatch:
         self._seen = self._state()
 
     def _state(self) -> tuple[Any, ...]:
-        """Who is where, and how often each parameter was written; tensors made for inference do not count that."""
         children = [id(child) for held in self._children for child in held.values()]
         parameters = [parameter for held in self._parameters for parameter in held.values() if parameter is not None]
-        versions = [0 if parameter.is_inference() else parameter._version for parameter in parameters]
+        if self.in_place:
+            marks = [0 if parameter.is_inference() else parameter._version for parameter in parameters]
+        else:
+            marks = [parameter.data_ptr() if type(parameter) is nn.Parameter else 0 for parameter in parameters]
         adapters = [(tuple(module.active_adapters), module.disable_adapters) for module in self._adapted]
-        return children, list(map(id, parameters)), versions, adapters
+        return children, list(map(id, parameters)), marks, adapters

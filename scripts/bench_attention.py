@@ -3,8 +3,8 @@
 In: sizes by flags. Out: a table, one line a measurement, and as the last line the same as JSON. Every method runs
 inside a CUDA graph; the median is reported. `flash` is SDPA's flash attention over the prefix alone, every node an
 unmasked query, which is the ceiling that the kernel is held against (a chain without prefix: causal, the same work).
-`flex` is compiled FlexAttention with the forest's rule, prefix and nodes in one key tensor (joining them is not
-timed). TFLOP/s count visible pairs only.
+`flex` is FlexAttention, compiled for each size, with the forest's rule, prefix and nodes in one key tensor (joining
+them is not timed); `flex_dynamic` the same, compiled for all sizes at once. TFLOP/s count visible pairs only.
 """
 
 import argparse
@@ -116,27 +116,51 @@ def flash_prefix_method(problem: Problem) -> Method:
     return attend
 
 
-def flex_method(problem: Problem) -> Method:
+class FlexRule:
+    """Which key each node sees, as FlexAttention asks; one function for all sizes, so that it is compiled once."""
+
+    def __init__(self) -> None:
+        """Knows no forest yet."""
+        self.prefix_length = self.subtree_end = torch.empty(0)
+
+    def hold(self, plan: ForestPlan) -> None:
+        """From now on answers for this forest."""
+        self.prefix_length = torch.tensor(plan.prefix_length, device="cuda")
+        self.subtree_end = plan.subtree_end.cuda()
+
+
+RULE = FlexRule()
+
+
+def visible(batch: torch.Tensor, head: torch.Tensor, row: torch.Tensor, column: torch.Tensor) -> torch.Tensor:  # noqa: ARG001
+    """The forest's rule over prefix and nodes in one row of keys."""
+    node = column - RULE.prefix_length
+    end = RULE.subtree_end[node.clamp(min=0)]
+    return (node < 0) | ((node <= row) & (row <= end))
+
+
+def flex_method(problem: Problem, dynamic: bool = False) -> Method:
     """Compiled FlexAttention over prefix and nodes in one key tensor."""
     prefix_length, nodes = problem.plan.prefix_length, problem.query.shape[2]
-    subtree_end = problem.plan.subtree_end.cuda()
-
-    def visible(batch: int, head: int, row: torch.Tensor, column: torch.Tensor) -> torch.Tensor:  # noqa: ARG001
-        node = column - prefix_length
-        end = subtree_end[node.clamp(min=0)]
-        return (node < 0) | ((node <= row) & (row <= end))
-
+    RULE.hold(problem.plan)
     mask = create_block_mask(visible, None, None, nodes, prefix_length + nodes, device="cuda")
     keys, values = problem.key, problem.value
     if problem.prefix is not None:
         keys, values = (torch.cat(pair, dim=2) for pair in zip(problem.prefix, (keys, values), strict=True))
-    torch._dynamo.reset()  # every size compiles anew, and few recompiles are allowed
-    compiled = torch.compile(flex_attention, dynamic=False)
+    if not dynamic:
+        torch._dynamo.reset()  # every size compiles anew, and few recompiles are allowed
+    compiled = torch.compile(flex_attention, dynamic=dynamic)
     query = problem.query.contiguous()
     return partial(compiled, query, keys.contiguous(), values.contiguous(), block_mask=mask, enable_gqa=True)
 
 
-METHODS = {"kernel": kernel_method, "blocks": blocks_method, "flash": flash_prefix_method, "flex": flex_method}
+METHODS = {
+    "kernel": kernel_method,
+    "blocks": blocks_method,
+    "flash": flash_prefix_method,
+    "flex": flex_method,
+    "flex_dynamic": partial(flex_method, dynamic=True),
+}
 
 
 def check(problem: Problem, config: KernelConfig | None) -> dict[str, float]:
@@ -196,7 +220,7 @@ def measure(problem: Problem, name: str, config: KernelConfig | None) -> dict[st
 
 def _config(text: str) -> KernelConfig:
     fields = [int(part) for part in text.split(",")]
-    return KernelConfig(*fields[:6], tma=bool(fields[6]))
+    return KernelConfig(*fields[:6], tma=bool(fields[6]), resident=fields[7])
 
 
 def _arguments() -> argparse.Namespace:
@@ -214,7 +238,7 @@ def _arguments() -> argparse.Namespace:
         type=_config,
         nargs="+",
         default=[None],
-        help="kernel configurations to time: block_m,block_n,block_p,warps,stages,registers,tma",
+        help="kernel configurations to time: block_m,block_n,block_p,warps,stages,registers,tma,resident",
     )
     parser.add_argument("--check", action="store_true", help="compare the kernel with the reference first")
     return parser.parse_args()

@@ -9,23 +9,31 @@ several corpus sizes; the exponent of cost in words x width; and the same as JSO
 
 import argparse
 import json
-import platform
-import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
-import transformers
+from bench_setting import (
+    DTYPES,
+    clock,
+    figures_of,
+    linear_weights,
+    make_parser,
+    peak_rate,
+    products_seconds,
+    read_flags,
+)
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from decodner_hf import DecodNERPipeline
+from decodner_hf.graphs_decodner import PREFIX_SIZES
 from decodner_hf.results_decodner import Prepared
 from decodner_hf.scoring_decodner import collect
-from decodner_hf.streaming_decodner import EntityStream
+from decodner_hf.streaming_decodner import EntityStream, cut
 
 # model type, hidden, intermediate, layers, heads, key/value heads, head size
 MODELS = {
@@ -34,7 +42,6 @@ MODELS = {
     "llama-1b": ("llama", 2048, 8192, 16, 32, 8, 64),
 }
 VOCABULARIES = {"tiny": 4096, "qwen-0.5b": 151936, "llama-1b": 128256}
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 LABELS = ("person", "organization", "location", "miscellaneous")
 SYLLABLES = ("ka", "lo", "mi", "ren", "to", "sa", "vel", "ur", "den", "bri", "o", "stan", "ne", "qui", "ga", "pro")
 EXPONENT_WORDS = {"tiny": (25, 50), "qwen-0.5b": (175, 350, 700, 1400), "llama-1b": (175, 350, 700, 1400)}
@@ -59,6 +66,7 @@ class Corpus:
     weight_bytes: int
     prefix_bytes: int
     activation_bytes: int
+    graph_bytes: int
 
     @property
     def host_share(self) -> float:
@@ -137,53 +145,18 @@ class Bench:
         self.pipe = make_pipeline(options, train_tokenizer(self.words))
         self.setup_seconds = time.perf_counter() - began
         self.backbone = self.pipe.model.backbone
-        self.linears = [
-            module.weight for module in self.backbone.model.modules() if isinstance(module, torch.nn.Linear)
-        ]
-        self.rate = self._rate()
-        self.seconds_a_node = self._products(self.pipe.scorer.token_budget)
+        self.rate = peak_rate(self.device, self.backbone.dtype, 5)
+        weights, budget = linear_weights(self.backbone.model), self.pipe.scorer.token_budget
+        self.seconds_a_node = products_seconds(weights, [budget] * len(weights), 3) / budget
 
-    def wait(self) -> None:
-        """Until the device has done everything."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-
-    def clock(self, run: Callable[[], Any], repeats: int, warm: bool = True) -> float:
-        """Median seconds, after one warm-up if `warm`."""
-        seconds = []
-        if warm:
-            run()
-        for _ in range(repeats):
-            self.wait()
-            began = time.perf_counter()
-            run()
-            self.wait()
-            seconds.append(time.perf_counter() - began)
-        return statistics.median(seconds)
-
-    def _rate(self) -> float:
-        """FLOP/s of a large matrix product."""
-        size = 8192 if self.device.type == "cuda" else 512
-        one, other = (torch.randn(size, size, device=self.device).to(self.backbone.dtype) for _ in range(2))
-        return 2 * size**3 / self.clock(lambda: one @ other, 5)
-
-    @torch.no_grad()
-    def _products(self, nodes: int) -> float:
-        """Seconds a node of the decoder's matrix products alone, in passes of `nodes`."""
-        widths = {weight.shape[1] for weight in self.linears}
-        states = {width: torch.randn(nodes, width, device=self.device).to(self.backbone.dtype) for width in widths}
-
-        def run() -> None:
-            for weight in self.linears:
-                torch.nn.functional.linear(states[weight.shape[1]], weight)
-
-        return self.clock(run, 3) / nodes
-
-    def runs(self, documents: list[str]) -> Iterator[list[Prepared]]:
+    def runs(self, documents: list[str]) -> list[list[Prepared]]:
         """The documents encoded, in the groups that share a pass."""
         stream = EntityStream(self.pipe, documents, self.pipe._settings({}))
-        for group in stream._groups():
-            yield from stream._runs(group)
+        return list(cut(self.pipe.scorer, [prepared for group in stream.groups() for prepared in group]))
+
+    def clock(self, run: Callable[[], Any], repeats: int, warm: bool) -> float:
+        """Median seconds by the host's clock."""
+        return clock(run, repeats, self.device, warm)[0]
 
     def measure(self, name: str, documents: list[str]) -> Corpus:
         """Times the whole, then its stages alone."""
@@ -195,7 +168,7 @@ class Bench:
         nodes = counted() // self.options.repeats
         peak = torch.cuda.max_memory_allocated() if self.device.type == "cuda" else None
         began = time.perf_counter()
-        runs = list(self.runs(documents))
+        runs = self.runs(documents)
         encoding = time.perf_counter() - began
         scoring = self.clock(lambda: [collect(part) for part in [self._launch(run) for run in runs]], 1, False)
         settings = self.pipe._settings({})
@@ -216,10 +189,14 @@ class Bench:
         largest = min(self.pipe.scorer.token_budget, nodes)
         # what an MLP holds at once: states before and after, both inner products and what is made of them
         activations = largest * itemsize * (3 * config.hidden_size + 3 * config.intermediate_size)
+        # graphs have activations of their own, and room for a copy of a prefix
+        graphs = activations + kept * PREFIX_SIZES[-1] if self.pipe.model.graphs is not None else 0
         weights = sum(parameter.numel() * itemsize for parameter in self.backbone.parameters())
         words = sum(text.count(" ") + 1 for text in documents)
         stages = (seconds, scoring, encoding, decoding, floor)
-        return Corpus(name, len(documents), words, spans, nodes, *stages, peak, weights, kept * held, activations)
+        return Corpus(
+            name, len(documents), words, spans, nodes, *stages, peak, weights, kept * held, activations, graphs
+        )
 
     def _launch(self, run: list[Prepared]) -> list[Any]:
         return [part for runs in self.pipe.launch(run) for part in runs]
@@ -247,7 +224,7 @@ class Bench:
         for words in EXPONENT_WORDS[self.options.preset]:
             document = texts(self.generator, self.words, 1, words)[0]
             for width in EXPONENT_WIDTHS:
-                seconds = self.clock(lambda d=document, w=width: self.pipe([d] * 4, max_span_words=w), 2) / 4
+                seconds = self.clock(lambda d=document, w=width: self.pipe([d] * 4, max_span_words=w), 2, True) / 4
                 points.append({"words": words, "width": width, "seconds": seconds})
         work = np.log([point["words"] * point["width"] for point in points])
         slope = np.polyfit(work, np.log([point["seconds"] for point in points]), 1)[0]
@@ -256,20 +233,20 @@ class Bench:
 
 def show(bench: Bench, corpora: list[Corpus], cost: dict[str, Any]) -> None:
     """Prints the configuration, the table, and the JSON line."""
-    options = bench.options
-    device = torch.cuda.get_device_name() if bench.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    options, figures = bench.options, figures_of(bench.options)
     print(
         f"{options.preset}, {options.dtype}, random weights, {'compiled' if options.compile else 'not compiled'}; "
-        f"{device}; torch {torch.__version__}, transformers {transformers.__version__}; "
+        f"{figures['device_name']}; torch {figures['torch']}, transformers {figures['transformers']}; "
         f"{bench.pipe.scorer.token_budget} nodes a pass, {bench.rate / 1e12:.3g} TFLOP/s"
     )
     print(
         f"{'':26s}{'documents':>10s}{'spans':>10s}{'nodes':>10s}{'seconds':>9s}{'docs/s':>9s}{'k nodes/s':>10s}"
-        f"{'of floor':>9s}{'host':>7s}{'encode s':>9s}{'decode s':>9s}  peak (weights + prefix + activations)"
+        f"{'of floor':>9s}{'host':>7s}{'encode s':>9s}{'decode s':>9s}  peak (weights + prefix + activations + graphs)"
     )
     for line in corpora:
         parts = " + ".join(
-            f"{part / 2**30:.2f}" for part in (line.weight_bytes, line.prefix_bytes, line.activation_bytes)
+            f"{part / 2**30:.2f}"
+            for part in (line.weight_bytes, line.prefix_bytes, line.activation_bytes, line.graph_bytes)
         )
         peak = "" if line.peak_bytes is None else f"{line.peak_bytes / 2**30:.2f} GiB ({parts})"
         print(
@@ -279,12 +256,8 @@ def show(bench: Bench, corpora: list[Corpus], cost: dict[str, Any]) -> None:
             f"{line.encoding_seconds:9.2f}{line.decoding_seconds:9.2f}  {peak}"
         )
     print(f"cost of a document grows with (words x width) ** {cost['exponent']:.2f}")
-    figures = vars(options) | {"device_name": device, "torch": torch.__version__, "python": platform.python_version()}
-    figures |= {
-        "transformers": transformers.__version__,
-        "tflops": bench.rate / 1e12,
-        "date": time.strftime("%Y-%m-%d"),
-    }
+    graphs = bench.pipe.model.graphs
+    figures |= {"tflops": bench.rate / 1e12, "captures": 0 if graphs is None else graphs.captures}
     figures |= {"token_budget": bench.pipe.scorer.token_budget, "setup_seconds": bench.setup_seconds} | cost
     lines = [asdict(line) | {"host_share": line.host_share} for line in corpora]
     print(json.dumps(figures | {"corpora": lines}))
@@ -292,10 +265,7 @@ def show(bench: Bench, corpora: list[Corpus], cost: dict[str, Any]) -> None:
 
 def main() -> None:
     """Parses the flags, measures and prints."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--preset", choices=MODELS, default="tiny")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", choices=DTYPES, help="bfloat16 on a GPU, float32 elsewhere if left out")
+    parser = make_parser(__doc__, MODELS)
     parser.add_argument("--sentences", type=int, help="short documents; 3453, tiny: 64")
     parser.add_argument("--sentence-words", type=int, default=13)
     parser.add_argument("--long-documents", type=int, help="long documents; 48, tiny: 4")
@@ -303,12 +273,11 @@ def main() -> None:
     parser.add_argument("--token-budget", type=int, help="nodes a pass; the library's default if left out")
     parser.add_argument("--compile", action="store_true", help="compile the layers first")
     parser.add_argument("--repeats", type=int, default=1)
-    options = parser.parse_args()
+    options = read_flags(parser)
     tiny = options.preset == "tiny"
     options.sentences = options.sentences or (64 if tiny else 3453)
     options.long_documents = options.long_documents or (4 if tiny else 48)
     options.long_words = options.long_words or (120 if tiny else 1400)
-    options.dtype = options.dtype or ("bfloat16" if options.device.startswith("cuda") else "float32")
     bench = Bench(options)
     sentences = texts(bench.generator, bench.words, options.sentences, options.sentence_words)
     long = texts(bench.generator, bench.words, options.long_documents, options.long_words)

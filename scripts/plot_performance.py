@@ -13,6 +13,7 @@ import matplotlib.pyplot as plt
 
 Figures = dict[str, Any]
 WIDTH, BAR = 8.0, 0.34  # inches
+PARTS = ("weight_bytes", "prefix_bytes", "activation_bytes", "graph_bytes")
 
 
 def read_logs(directory: Path) -> dict[str, Figures]:
@@ -85,19 +86,20 @@ def ladder_table(ladder: Figures) -> list[str]:
             f"{in_a_row} {baseline / rung['host_ms']:.2f} | {rung['rows_tokens']:,} | "
             f"{rung['error']:.1e} |"
         )
-    return lines
+    sentence = ", ".join(f"{name} {milliseconds:.2f} ms" for name, milliseconds in ladder["sentence_ms"].items())
+    return [*lines, "", f"A sentence's pass, {ladder['sentence_nodes']} nodes: {sentence}."]
 
 
 def corpus_table(corpora: list[Figures]) -> list[str]:
     """Markdown lines of all corpora."""
     lines = [
         "| model | corpus | documents | nodes | documents/s | nodes/s | of the floor | host | peak GiB | "
-        "weights + prefix + activations |",
+        "weights + prefix + activations + graphs |",
         "|---|---|---:|---:|---:|---:|---:|---:|---:|---|",
     ]
     for corpus in corpora:
         for line in corpus["corpora"]:
-            parts = [line[name] / 2**30 for name in ("weight_bytes", "prefix_bytes", "activation_bytes")]
+            parts = [line[name] / 2**30 for name in PARTS]
             peak = "" if line["peak_bytes"] is None else f"{line['peak_bytes'] / 2**30:.2f}"
             lines.append(
                 f"| {corpus['preset']} | {line['name']} | {line['documents']:,} | {line['nodes']:,} | "

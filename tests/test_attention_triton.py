@@ -18,6 +18,7 @@ from decodner_hf.forest_decodner import SpanPaths, build_forest
 if importlib.util.find_spec("triton") is None:
     pytest.skip("needs Triton", allow_module_level=True)
 
+from decodner_hf import attention_decodner_triton
 from decodner_hf.attention_decodner_triton import (  # triton reads TRITON_INTERPRET here, once
     CONFIGS,
     KernelConfig,
@@ -29,8 +30,9 @@ from decodner_hf.attention_decodner_triton import (  # triton reads TRITON_INTER
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 interpreter = pytest.mark.skipif(not INTERPRETED, reason="needs TRITON_INTERPRET=1")
 HAS_GPU = torch.cuda.is_available() and not INTERPRETED
-SMALL = KernelConfig(32, 16, 16, num_warps=4, num_stages=1, max_registers=255, tma=False)
+SMALL = KernelConfig(32, 16, 16, num_warps=4, num_stages=1, max_registers=255, tma=False, resident=1)
 SMALL_TMA = replace(SMALL, tma=True)
+SPLIT = replace(SMALL, resident=1000)
 
 
 def gpu(test):
@@ -156,6 +158,29 @@ def test_interpreted_kernel_equals_the_reference_by_descriptors(name):
 
 
 @interpreter
+@pytest.mark.usefixtures("nan_memory")
+@pytest.mark.parametrize("config", [SPLIT, replace(SPLIT, tma=True)], ids=["pointers", "descriptors"])
+@pytest.mark.parametrize("prefix", [32, 37, 80, 85])  # as many tiles as splits, more of them, with a rest and without
+@pytest.mark.parametrize("name", ["plain", "everything", "sinks", "value_size_24", "softcap"])
+def test_interpreted_kernel_equals_the_reference_with_its_prefix_split(name, prefix, config, monkeypatch):
+    launched = []
+    monkeypatch.setattr(attention_decodner_triton, "MIN_SPLIT", 16)
+    splits = attention_decodner_triton._splits
+    monkeypatch.setattr(
+        attention_decodner_triton, "_splits", lambda *given: launched.append(splits(*given)) or launched[-1]
+    )
+    check_layer(replace(LAYERS[name], prefix=prefix, window=EVERYTHING), torch.float32, config=config)
+    assert launched == [prefix // 16]
+
+
+@interpreter
+def test_more_splits_than_prefix_tiles_leave_some_without_work(monkeypatch):
+    monkeypatch.setattr(attention_decodner_triton, "_splits", lambda *_: 4)
+    for prefix in (5, 33):
+        check_layer(replace(LAYERS["sinks"], prefix=prefix), torch.float32, config=SPLIT)
+
+
+@interpreter
 @pytest.mark.parametrize("config", [SMALL, replace(SMALL, block_m=16, block_n=32, block_p=64)], ids=["small", "mixed"])
 @pytest.mark.parametrize("nodes", [15, 16, 17, 63])
 def test_interpreted_kernel_at_the_edges_of_tiles(nodes, config):
@@ -179,7 +204,7 @@ def test_interpreted_kernel_takes_an_empty_prefix_as_none():
     torch.testing.assert_close(empty, forest_attention_triton(query, key, value, None, *inputs), rtol=0, atol=0)
 
 
-def operator_arguments(layer, dtype=torch.float32):
+def operator_arguments(layer, config, dtype=torch.float32):
     random = np.random.default_rng(0)
     plan = layer.plan(random)
     query, key, value, prefix, sinks = layer.inputs(random, dtype, "cpu")
@@ -193,15 +218,28 @@ def operator_arguments(layer, dtype=torch.float32):
             return function(*args, **(kwargs or {}))
 
     with Capture():
-        forest_attention_triton(query, key, value, prefix, plan, layer.window, 0.25, layer.softcap, sinks, SMALL)
+        forest_attention_triton(query, key, value, prefix, plan, layer.window, 0.25, layer.softcap, sinks, config)
     return captured[0]
 
 
 @interpreter
 @pytest.mark.parametrize("name", ["no_prefix", "everything"])
 def test_operator_keeps_torch_library_s_contract(name):
-    arguments = operator_arguments(replace(LAYERS[name], nodes=12, prefix=min(LAYERS[name].prefix, 5)))
+    arguments = operator_arguments(replace(LAYERS[name], nodes=12, prefix=min(LAYERS[name].prefix, 5)), SMALL)
     torch.library.opcheck(torch.ops.decodner.forest_attention.default, arguments)
+
+
+@interpreter
+@pytest.mark.parametrize("config", [SMALL, SMALL_TMA], ids=["pointers", "descriptors"])
+@pytest.mark.parametrize("name", ["plain", "window_into_prefix", "value_size_24"])
+def test_the_table_says_how_long_the_prefix_is_whatever_the_buffer_holds_behind_it(name, config):
+    arguments = list(operator_arguments(LAYERS[name], config))
+    expected = torch.ops.decodner.forest_attention(*arguments)
+    for index in (3, 4):
+        view = arguments[index]
+        arguments[index] = view.as_strided((*view.shape[:2], view.shape[2] + 40, view.shape[3]), view.stride())
+        assert arguments[index][:, :, view.shape[2] :].isnan().all()
+    torch.testing.assert_close(torch.ops.decodner.forest_attention(*arguments), expected)
 
 
 @interpreter
@@ -316,6 +354,21 @@ def test_kernel_equals_the_reference(layer, dtype):
 @pytest.mark.parametrize("nodes", [1, 15, 16, 17, 63, 257, 1000])
 def test_kernel_at_the_edges_of_tiles(nodes, prefix, dtype):
     check_layer(Layer(nodes, prefix, 8, 2, 64, 64), dtype, "cuda", seed=nodes)
+
+
+@gpu
+@pytest.mark.usefixtures("nan_memory")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("nodes", [1, 63, 257])
+@pytest.mark.parametrize("size", [64, 128])
+def test_kernel_with_its_prefix_split(size, nodes, dtype, monkeypatch):
+    launched = []
+    splits = attention_decodner_triton._splits
+    monkeypatch.setattr(
+        attention_decodner_triton, "_splits", lambda *given: launched.append(splits(*given)) or launched[-1]
+    )
+    check_layer(Layer(nodes, 2100, 8, 2, size, size, softcap=20.0, sinks=True), dtype, "cuda", seed=nodes)
+    assert launched[0] > 1
 
 
 @gpu

@@ -22,18 +22,18 @@ PREFIXES = (20, 256 - 9, 127, 2, 199)  # one of them fills the cache's first buf
 
 @torch.library.register_kernel("decodner::forest_attention", "cpu")
 def dense_attention(
-    query, key, value, prefix_key, prefix_value, _table, _starts, nodes, _windowed, scaling, softcap, sinks, _config
+    query, key, value, prefix_key, prefix_value, table, _starts, nodes, _windowed, scaling, softcap, sinks, _config
 ):
-    """The operator on the CPU, from the kernel's own node table."""
+    """The operator on the CPU, from the kernel's own tables."""
     assert softcap is None
     assert sinks is None
     ends, positions, lowest = nodes.long()
     row = torch.arange(nodes.shape[1])
-    held = 0 if prefix_key is None else prefix_key.shape[2]
+    held = int(table[0, 7])
     ancestor = (row <= row[:, None]) & (row[:, None] <= ends) & (positions >= lowest[:, None])
     mask = torch.cat([torch.arange(held) >= lowest[:, None], ancestor], dim=1)
-    keys = torch.cat([prefix_key, key], dim=2) if held else key
-    values = torch.cat([prefix_value, value], dim=2) if held else value
+    keys = torch.cat([prefix_key[:, :, :held], key], dim=2) if held else key
+    values = torch.cat([prefix_value[:, :, :held], value], dim=2) if held else value
     group = query.shape[1] // key.shape[1]
     keys, values = (part.repeat_interleave(group, dim=1) for part in (keys, values))
     logits = (query @ keys.transpose(2, 3) * scaling).masked_fill(~mask, float("-inf"))
