@@ -7,6 +7,7 @@ Knows nothing of labels, text or what a layer computes.
 """
 
 import logging
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from torch import nn
 from .attention_decodner import ForestPlan, LayerWindow, QueryBlock
 from .cache_decodner import DualBufferCache
 from .tiles_decodner import TABLE_WIDTH, KernelTiles, TileShape, is_windowed, tile_arrays
+from .transfers_decodner import upload
 from .weights_decodner import WeightsWatch
 
 logger = logging.getLogger(__name__)
@@ -229,7 +231,7 @@ class SpanPassGraphs:
             plan: of N nodes over a cached prefix that is only read.
             token_ids: int64 [N], on the CPU.
             rows: int64 [U], token ids whose logits are asked for, on the CPU.
-            at: int64 [S], nodes at which they are asked for, on the device.
+            at: int64 [S], nodes at which they are asked for, on the CPU.
 
         Returns:
             [S, U] in memory of its own; None where no graph serves such a pass, or memory for one ran out, and at the
@@ -250,7 +252,8 @@ class SpanPassGraphs:
                 if captured is None:
                     return None
                 captured.graph.replay()
-                return captured.logits[at][:, : rows.shape[0]]
+                (nodes,) = upload([at], inputs.device)  # while the graph runs
+                return captured.logits[nodes][:, : rows.shape[0]]
             except (torch.OutOfMemoryError, NotFixedError) as error:
                 logger.warning("No CUDA graph for %s (%s): passes run without graphs from now on.", size, error)
                 self._drop(refused=True)
@@ -317,7 +320,7 @@ class SpanPassGraphs:
         return self._record(run_fixed)
 
     def _record(self, run_fixed: Callable[[], torch.Tensor]) -> Captured:
-        """Captures on a stream of its own; `torch.cuda.graph` would give all cached memory back to the driver first."""
+        """Captures on a stream of its own; `torch.cuda.graph` would first give cached memory back to the driver."""
         self._pool = self._pool or torch.cuda.graph_pool_handle()
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
@@ -341,7 +344,9 @@ def _stay_put(backbone: nn.Module) -> bool:
 def never_waits(run: Callable[[], Any]) -> bool:
     """Runs a pass; whether the host did without waiting for the GPU, as what a graph captures must."""
     before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Synchronization debug mode", category=UserWarning)
+        torch.cuda.set_sync_debug_mode("error")
     try:
         run()
     except RuntimeError as error:

@@ -485,8 +485,7 @@ class DecodNERForSpanClassification(CheckpointMethods, PreTrainedModel):
         whole = symbols.shape[0] == 1 and on_cpu and bool((symbols >= 0).all())
         if not whole or not self.row_head or not has_plain_head(self.backbone):
             return None
-        (at,) = upload([span_nodes], input_device(self.backbone))
-        return self.graphs.logits(self._node_logits, plan, token_ids, symbols[0], at)
+        return self.graphs.logits(self._node_logits, plan, token_ids, symbols[0], span_nodes)
 
     def _node_logits(
         self, token_ids: torch.Tensor, position_ids: torch.Tensor, plan: ForestPlan, rows: torch.Tensor

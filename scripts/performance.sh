@@ -17,7 +17,7 @@ measure() { # name of the log, then the command
 measure ladder_llama-1b scripts/bench_ladder.py --device cuda --preset llama-1b --max-batches 1
 measure ladder_llama-8b scripts/bench_ladder.py --device cuda --preset llama-8b --max-batches 1 --repeats 6
 measure corpus_llama-1b scripts/bench_corpus.py --device cuda --preset llama-1b --compile --long-documents 24
-measure corpus_qwen-0.5b scripts/bench_corpus.py --device cuda --preset qwen-0.5b --compile --long-documents 24
+measure corpus_qwen-0.5b scripts/bench_corpus.py --device cuda --preset qwen-0.5b --compile --long-documents 24 --token-budget 32768
 measure attention scripts/bench_attention.py --nodes 3865 --prefix 512 8192
 measure attention_grid scripts/bench_attention.py --methods kernel flash flex_dynamic
 echo "done ($SECONDS s)"

@@ -251,7 +251,9 @@ def test_memory_does_not_grow_with_passes_or_prompts():
     before = torch.cuda.memory_allocated()
     for seed in range(4, 12):
         gpu_scores(model, (300 + seed, SIZES[2]), seed)
-    assert torch.cuda.memory_allocated() <= before
+    assert (
+        torch.cuda.memory_allocated() <= before + 2**16
+    )  # eight prompts, had they been kept, are seven times as much
 
 
 @needs_gpu
