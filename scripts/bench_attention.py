@@ -21,9 +21,10 @@ import triton
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-from decodner_hf.attention_decodner import ForestPlan, LayerWindow, forest_attention, forest_attention_reference
+from decodner_hf.attention_decodner import forest_attention, forest_attention_reference
 from decodner_hf.attention_decodner_triton import KernelConfig, forest_attention_triton, kernel_config
 from decodner_hf.forest_decodner import SpanPaths, build_forest
+from decodner_hf.plans_decodner import ForestPlan, LayerWindow
 
 VOCABULARY = 128_000
 SECOND_TOKEN = 0.3  # share of words with two tokens: 1.3 tokens a word

@@ -31,7 +31,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from decodner_hf import DecodNERPipeline
-from decodner_hf.graphs_decodner import PREFIX_SIZES
+from decodner_hf.fixed_inputs_decodner import PREFIX_SIZES
 from decodner_hf.results_decodner import Prepared
 from decodner_hf.scoring_decodner import collect
 from decodner_hf.streaming_decodner import EntityStream, cut
