@@ -58,6 +58,7 @@ class SpanPassGraphs:
         self._met: set[PassSize] = set()
         self._inputs: FixedInputs | None = None
         self._pool: Any = None
+        self._stream: Any = None
         self._refused = not _stay_put(backbone)
         self.captures = 0
 
@@ -84,12 +85,13 @@ class SpanPassGraphs:
         size = PassSize.of(token_ids.shape[0], plan.prefix_length, rows.shape[0])
         if size is None or size.nodes > self.most_nodes:
             return None
-        with self._lock, torch.inference_mode(False), torch.no_grad():
+        weight = next(self._backbone.parameters())
+        with self._lock, torch.inference_mode(False), torch.no_grad(), torch.cuda.device_of(weight):
             if self._watch.changed():
                 self._drop(refused=not _stay_put(self._backbone))
             if self._refused or not self._is_worth(size):
                 return None
-            inputs = self._inputs or FixedInputs(self.most_nodes, next(self._backbone.parameters()).device)
+            inputs = self._inputs or FixedInputs(self.most_nodes, weight.device)
             self._inputs = inputs
             try:
                 captured = self._filled(inputs, run, plan, token_ids, rows, size)
@@ -111,10 +113,16 @@ class SpanPassGraphs:
         self._met.add(size)
         return came_before
 
+    def _settle(self) -> None:
+        """Waits until no graph runs, as must be before one is destroyed."""
+        if self._inputs is not None and self._inputs.device.type == "cuda":
+            torch.cuda.synchronize(self._inputs.device)
+
     def _drop(self, refused: bool) -> None:
+        self._settle()
         self._graphs.clear()
         self._met.clear()
-        self._inputs, self._pool, self._refused = None, None, refused
+        self._inputs, self._pool, self._stream, self._refused = None, None, None, refused
 
     def _filled(
         self,
@@ -132,6 +140,7 @@ class SpanPassGraphs:
         if size not in self._graphs:
             self._graphs[size] = self._capture(run, inputs, padded, size)
             if len(self._graphs) > KEPT_GRAPHS:
+                self._settle()
                 self._met.discard(self._graphs.popitem(last=False)[0])
         self._graphs.move_to_end(size)
         return self._graphs[size]
@@ -164,9 +173,13 @@ class SpanPassGraphs:
         return self._record(run_fixed)
 
     def _record(self, run_fixed: Callable[[], torch.Tensor]) -> Captured:
-        """Captures on a stream of its own; `torch.cuda.graph` would first give cached memory back to the driver."""
+        """Captures as `torch.cuda.graph` does, which would give all cached memory back to the driver before.
+
+        One stream serves all captures: matrix products keep a workspace for every stream.
+        """
         self._pool = self._pool or torch.cuda.graph_pool_handle()
-        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+        self._stream = self._stream or torch.cuda.Stream()
+        graph, stream = torch.cuda.CUDAGraph(), self._stream
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
