@@ -195,6 +195,16 @@ def test_few_graphs_are_kept(monkeypatch):
     assert len(model.graphs._graphs) == 1
 
 
+@pytest.mark.usefixtures("kernel_on_cpu")
+def test_a_size_whose_graph_was_dropped_must_come_twice_again(monkeypatch):
+    monkeypatch.setattr(SpanPassGraphs, "_record", record)
+    monkeypatch.setattr(graphs_decodner, "KEPT_GRAPHS", 1)
+    model = graphed(model_of("llama"))
+    for size, captures in ((0, 0), (0, 1), (2, 1), (2, 2), (0, 2), (0, 3)):
+        scores(model, 20, SIZES[size])
+        assert model.graphs.captures == captures
+
+
 def test_copies_start_without_graphs():
     model = graphed(model_of("llama"))
     assert copy.deepcopy(model).graphs is None
