@@ -10,11 +10,10 @@ from torch.nn.attention.flex_attention import flex_attention
 from transformers import TrainingArguments, pipeline
 
 from decodner_hf import DecodNERConfig, DecodNERForSpanClassification, PromptTemplate
-from decodner_hf.attention_decodner import forest_attention_reference
+from decodner_hf.attention_decodner import ForestPlan, LayerWindow, forest_attention_reference
 from decodner_hf.attention_decodner_flex import BLOCK, flex_block_mask, flex_supports, forest_attention_flex
 from decodner_hf.examples import Example
 from decodner_hf.overlaps import drop_overlaps
-from decodner_hf.plans_decodner import ForestPlan, LayerWindow
 from decodner_hf.trainer import SpanTrainer, span_loss
 from decodner_hf.training import add_train_arguments, run_train
 from decodner_hf.training_documents import UNLABELLED, TrainingSource, encode_sources
