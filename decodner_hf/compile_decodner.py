@@ -14,10 +14,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from .attention_decodner import HAS_KERNEL, ForestPlan, LayerWindow
+from .attention_decodner import HAS_KERNEL
 from .cache_decodner import DualBufferCache
 from .guard_decodner import layer_windows, packed_arguments
 from .head_decodner import decoder_layers, inner_decoder
+from .plans_decodner import ForestPlan, LayerWindow
 from .tiles_decodner import KernelTiles, TileShape
 
 if HAS_KERNEL:

@@ -12,9 +12,10 @@ import torch
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from .attention_decodner import ATTENTION_NAME, ForestPlan, LayerWindow
+from .attention_decodner import ATTENTION_NAME
 from .cache_decodner import DualBufferCache
 from .configuration_decodner import DecodNERConfig
+from .plans_decodner import ForestPlan, LayerWindow
 
 EXACT_LAYER_TYPES = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
 PROBE_PREFIX = 6  # tokens

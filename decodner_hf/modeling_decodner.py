@@ -14,12 +14,13 @@ import torch.nn.functional as F
 from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
-from .attention_decodner import ATTENTION_NAME, ForestPlan
+from .acceleration_decodner import CompileMethods
+from .attention_decodner import ATTENTION_NAME
 from .cache_decodner import DualBufferCache
-from .compile_decodner import compile_layers
+from .checks_decodner import InputChecks
 from .configuration_decodner import DecodNERConfig
-from .forest_decodner import TokenForest, build_forest, rows_forest
-from .graphs_decodner import PREFIX_SIZES, SpanPassGraphs, never_waits
+from .forest_decodner import TokenForest, build_forest
+from .graphs_decodner import SpanPassGraphs
 from .guard_decodner import (
     check_backbone,
     input_device,
@@ -30,7 +31,9 @@ from .guard_decodner import (
     position_limit,
 )
 from .head_decodner import has_plain_head, inner_decoder, row_head_equals_native, row_logits
+from .padded_spans_decodner import PaddedSpanMethods
 from .persistence_decodner import CheckpointMethods
+from .plans_decodner import ForestPlan
 from .transfers_decodner import upload
 
 FORWARDED = (
@@ -38,9 +41,6 @@ FORWARDED = (
     *("is_loaded_in_4bit", "is_loaded_in_8bit", "_tp_size", "_tp_plan"),
 )
 IGNORED_TARGET = -100
-WARM_UP_PREFIX = 101  # tokens; no two sizes of the pass that a graph is made for may be equal
-WARM_UP_SPANS = (137, 11)  # rows and their tokens
-WARM_UP_LENGTH = 8
 
 
 @dataclass
@@ -57,7 +57,9 @@ class SpanClassifierOutput(ModelOutput):
     logits: torch.Tensor | None = None
 
 
-class DecodNERForSpanClassification(CheckpointMethods, PreTrainedModel):
+class DecodNERForSpanClassification(
+    CheckpointMethods, CompileMethods, PaddedSpanMethods, InputChecks, PreTrainedModel
+):
     """Scores candidate spans with a causal decoder; see `encode_prefix` and `score_forest`.
 
     `from_pretrained` takes plain decoder checkpoints, adapters, and what `save_pretrained` wrote.
@@ -102,8 +104,6 @@ class DecodNERForSpanClassification(CheckpointMethods, PreTrainedModel):
     def _decoder_config(self) -> Any:
         return self.backbone.config.get_text_config(decoder=True)
 
-    # ------------------------------------------------------------------ wrapping and checking
-
     @classmethod
     def from_backbone(cls, model: PreTrainedModel, config: DecodNERConfig | None = None) -> Any:
         """Wraps a loaded native causal LM; `model` itself stays as it is, its weights are shared and not copied.
@@ -140,49 +140,6 @@ class DecodNERForSpanClassification(CheckpointMethods, PreTrainedModel):
         finally:
             self.backbone.train(was_training)
 
-    def compile_forest(self, *, cuda_graph_nodes: int = 16384, **options: Any) -> None:
-        """Compiles the decoder's layers for passes without gradients over a cached prefix; call it once, when loaded.
-
-        Takes some ten seconds for each kind of layer, now; no pass of any size compiles again. Span passes over up to
-        4,096 prefix tokens run as CUDA graphs, where the decoder allows it: the second pass of each size (a multiple
-        of 64 to 256 nodes) is captured and takes a few times as long, later ones cost the host next to nothing. See
-        `SpanPassGraphs` for the memory that graphs hold.
-        Results stay within the dtype's rounding. A model that is moved or cast afterwards runs uncompiled.
-
-        Args:
-            cuda_graph_nodes: nodes of the largest pass that gets a CUDA graph; 0 for none.
-            **options: handed to `torch.compile` (mode, backend, options).
-
-        Raises:
-            ValueError: no GPU or no Triton, a model whose attention the fused kernel does not serve, or one that is
-                compiled already or spread over devices.
-        """
-        compile_layers(self.backbone, **options)
-        self._score_rows(WARM_UP_PREFIX, *WARM_UP_SPANS)
-        on_gpu = input_device(self.backbone).type == "cuda"
-        if on_gpu and cuda_graph_nodes and never_waits(lambda: self._score_rows(WARM_UP_PREFIX, *WARM_UP_SPANS)):
-            self.graphs = SpanPassGraphs(self.backbone, cuda_graph_nodes)
-            self._warm_up_graphs(min(self.graphs.most_nodes, self.node_limit or self.graphs.most_nodes))
-
-    def _warm_up_graphs(self, largest: int) -> None:
-        """Captures a pass of `largest` nodes before all others, which then fit into the memory it takes."""
-        self._score_rows(4 * PREFIX_SIZES[0], 1, WARM_UP_LENGTH)  # few nodes, a long prefix: split among programs
-        try:
-            for _ in range(2):  # the second of a size is captured
-                self._score_rows(WARM_UP_PREFIX, largest // WARM_UP_LENGTH, WARM_UP_LENGTH)
-        except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()  # smaller passes may fit, and have graphs
-
-    def _score_rows(self, prefix_length: int, rows: int, length: int) -> None:
-        """Scores `rows` chains of `length` arbitrary tokens, if the model has positions for them."""
-        if self.position_limit is not None and prefix_length + length > self.position_limit.limit:
-            return
-        vocabulary = self.get_input_embeddings().weight.shape[0]
-        token_ids = torch.arange(max(rows * length, prefix_length)) % vocabulary
-        cache = self.encode_prefix(token_ids[:prefix_length])
-        forest = rows_forest(token_ids[: rows * length].reshape(rows, length), prefix_length)
-        self.score_forest(forest, torch.arange(2), cache)
-
     def get_input_embeddings(self) -> Any:
         """The decoder's token embedding."""
         return self.backbone.get_input_embeddings()
@@ -190,8 +147,6 @@ class DecodNERForSpanClassification(CheckpointMethods, PreTrainedModel):
     def get_output_embeddings(self) -> Any:
         """The decoder's head."""
         return self.backbone.get_output_embeddings()
-
-    # ------------------------------------------------------------------ forward
 
     def forward(
         self,
@@ -312,61 +267,6 @@ class DecodNERForSpanClassification(CheckpointMethods, PreTrainedModel):
             self._checked_ids(forest.token_ids.cpu()), plan, forest.span_nodes.cpu(), symbols[None], None, {}
         )
 
-    # ------------------------------------------------------------------ the original low-level API
-
-    def prefill_prefix(self, prefix_ids: Any, cache: DualBufferCache) -> DualBufferCache:
-        """Replaces what `cache` holds by the prefix `prefix_ids` [P] or [1, P]; see `encode_prefix`."""
-        self._checked_ids(torch.as_tensor(prefix_ids))
-        cache.reset()
-        return self.encode_prefix(prefix_ids, cache)
-
-    @torch.no_grad()
-    def forward_spans(
-        self, span_ids: torch.Tensor, position_ids: torch.Tensor | None, cache: DualBufferCache
-    ) -> torch.Tensor:
-        """Next-token logits of a padded span batch behind the cached prefix; call it for each mini-batch.
-
-        Args:
-            span_ids: int64 [batch, span_len], right-padded.
-            position_ids: int64 [batch, span_len], prefix length + 0 .. span_len - 1 in each row; None for just that.
-            cache: from `prefill_prefix`; read, not written.
-
-        Returns:
-            [batch, span_len, vocabulary].
-
-        Raises:
-            ValueError: an empty batch, shapes or positions that do not fit, or spans longer than cache or model allow.
-        """
-        if span_ids.dim() != 2 or 0 in span_ids.shape:
-            raise ValueError(f"span_ids must be [batch, span_len] with at least one span, not {list(span_ids.shape)}.")
-        batch, length = span_ids.shape
-        if cache.max_suffix_len is not None and length > cache.max_suffix_len:
-            raise ValueError(
-                f"the spans have {length} tokens, but this cache was made with max_suffix_len={cache.max_suffix_len}."
-            )
-        if cache.max_rows is not None and batch > cache.max_rows:
-            raise ValueError(f"{batch} spans were given, but this cache was made with batch_size={cache.max_rows}.")
-        token_ids = self._checked_ids(span_ids.reshape(-1))
-        forest = rows_forest(span_ids.cpu(), cache.prefix_length)
-        if position_ids is not None and not torch.equal(position_ids.cpu().reshape(-1), forest.position_ids):
-            raise ValueError(
-                f"position_ids must be the prefix length plus 0 .. span_len - 1 in each row, here "
-                f"{cache.prefix_length} .. {cache.prefix_length + length - 1}; leave them out to have them made."
-            )
-        plan = self._plan(forest.position_ids, forest.subtree_end, cache)
-        token_ids, positions = upload([token_ids, plan.position_ids], input_device(self.backbone))
-        arguments = packed_arguments(positions[None], plan)
-        logits: torch.Tensor = self.backbone(input_ids=token_ids[None], **arguments).logits
-        return logits.reshape(batch, length, -1)
-
-    def score_spans(
-        self, prefix_ids: Any, span_ids: torch.Tensor, position_ids: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """`prefill_prefix` and `forward_spans` in one call: logits [batch, span_len, vocabulary]."""
-        return self.forward_spans(span_ids, position_ids, self.prefill_prefix(prefix_ids, DualBufferCache()))
-
-    # ------------------------------------------------------------------ inside
-
     def _plan(
         self,
         position_ids: torch.Tensor,
@@ -393,51 +293,13 @@ class DecodNERForSpanClassification(CheckpointMethods, PreTrainedModel):
         self._check_structure(plan)
         return plan
 
-    def _check_structure(self, plan: ForestPlan) -> None:
-        positions, ends = plan.position_ids, plan.subtree_end
-        if positions.shape != ends.shape or not positions.numel():
-            raise ValueError(f"{positions.numel()} position ids for {ends.numel()} nodes: one each, and at least one.")
-        nodes = torch.arange(ends.numel())
-        if bool(((ends < nodes) | (ends >= ends.numel())).any()):
-            raise ValueError("subtree_end must lie between the node itself and the last node, inclusive.")
-        closed = torch.bincount(ends.long() + 1, minlength=ends.numel())[: ends.numel()].cumsum(0)  # subtrees ended
-        if not torch.equal(positions.long(), plan.prefix_length + nodes - closed):
-            raise ValueError(
-                f"position ids run from {int(positions.min())} to {int(positions.max())}, but the prefix has "
-                f"{plan.prefix_length} tokens: a node's position is the prefix length plus its depth in the forest."
-            )
-        if self.node_limit is not None and ends.numel() > self.node_limit:
-            raise ValueError(
-                f"{ends.numel()} nodes were given, but this model scales its queries by their place in the row from "
-                f"{self.node_limit} on: score at most {self.node_limit} nodes a pass."
-            )
-        limit, last = self.position_limit, int(positions.max())
-        if limit is not None and last >= limit.limit:
-            raise ValueError(
-                f"prefix and spans reach position {last}, but only positions below {limit.limit} can be used: "
-                f"{limit.reason}. Shorten the text or score it in windows."
-            )
-
-    def _checked_ids(self, token_ids: torch.Tensor, what: str = "token ids") -> torch.Tensor:
-        """Returns `token_ids` as they are; a ValueError if one is not in the vocabulary."""
-        if not token_ids.numel() or token_ids.is_floating_point():
-            raise ValueError(
-                f"{what} must be integers, at least one, not {token_ids.dtype} of {list(token_ids.shape)}."
-            )
-        vocabulary = self.get_input_embeddings().weight.shape[0]
-        lowest, highest = int(token_ids.min()), int(token_ids.max())
-        if lowest < 0 or highest >= vocabulary:
-            raise ValueError(f"{what} run from {lowest} to {highest}, but the vocabulary is 0 .. {vocabulary - 1}.")
-        return token_ids
-
     def _decode(
         self, token_ids: torch.Tensor, position_ids: torch.Tensor, plan: ForestPlan, kwargs: dict[str, Any]
     ) -> torch.Tensor:
         """[N], [N] on the model's device -> the decoder's last hidden states [N, hidden size]."""
         decoder = inner_decoder(self.backbone)
-        states: torch.Tensor = decoder(
-            input_ids=token_ids[None], **packed_arguments(position_ids[None], plan), **kwargs
-        ).last_hidden_state
+        packed = packed_arguments(position_ids[None], plan)
+        states: torch.Tensor = decoder(input_ids=token_ids[None], **packed, **kwargs).last_hidden_state
         return states[0]
 
     def _label_logits(
@@ -454,7 +316,7 @@ class DecodNERForSpanClassification(CheckpointMethods, PreTrainedModel):
             raise ValueError(f"{token_ids.numel()} tokens for {plan.position_ids.numel()} nodes: one each is needed.")
         if span_nodes.device.type == "cpu" and not bool(((span_nodes >= 0) & (span_nodes < token_ids.numel())).all()):
             raise ValueError(f"span_nodes must lie in 0 .. {token_ids.numel() - 1}.")
-        replayed = None if kwargs or span_prompts is not None else self._replay(token_ids, plan, span_nodes, symbols)
+        replayed = None if kwargs or span_prompts is not None else self.replay(token_ids, plan, span_nodes, symbols)
         if replayed is not None:
             return replayed
         rows, columns = symbols.clamp(min=0).reshape(-1).unique(return_inverse=True)
@@ -474,25 +336,6 @@ class DecodNERForSpanClassification(CheckpointMethods, PreTrainedModel):
             return logits[:, columns[0]].masked_fill(absent[0], float("-inf"))
         prompts = span_prompts.reshape(-1).to(logits.device)
         return logits.gather(1, columns[prompts]).masked_fill(absent[prompts], float("-inf"))
-
-    def _replay(
-        self, token_ids: torch.Tensor, plan: ForestPlan, span_nodes: torch.Tensor, symbols: torch.Tensor
-    ) -> torch.Tensor | None:
-        """`_label_logits` by a CUDA graph; None where there is none for such a pass."""
-        if self.graphs is None or plan.cache is None or self.training or torch.is_grad_enabled():
-            return None
-        on_cpu = all(tensor.device.type == "cpu" for tensor in (token_ids, span_nodes, symbols))
-        whole = symbols.shape[0] == 1 and on_cpu and bool((symbols >= 0).all())
-        if not whole or not self.row_head or not has_plain_head(self.backbone):
-            return None
-        (at,) = upload([span_nodes], input_device(self.backbone))
-        return self.graphs.logits(self._node_logits, plan, token_ids, symbols[0], at)
-
-    def _node_logits(
-        self, token_ids: torch.Tensor, position_ids: torch.Tensor, plan: ForestPlan, rows: torch.Tensor
-    ) -> torch.Tensor:
-        """[N], [N], rows of the head [U], all on the model's device -> [N, U]."""
-        return row_logits(self.backbone, self._decode(token_ids, position_ids, plan, {}), rows)
 
 
 def _span_loss(

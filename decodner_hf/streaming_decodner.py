@@ -18,6 +18,7 @@ DOCUMENTS_AT_ONCE = 256  # encoded together
 CHARACTERS_AT_ONCE = 65536
 FIRST_PART = 8  # the first group is such a part of a whole one, for nothing runs while it is encoded
 GROUPS_AHEAD = 2
+PASSES_AHEAD = 2  # launched behind the one that is read
 
 
 class EntityStream:
@@ -100,16 +101,16 @@ class _Passes:
             yield from self._launch(last)
 
     def advance(self) -> Iterator[list[dict[str, Any]]]:
-        """Yields the entities of what is launched; where nothing is, launches what is held."""
+        """Yields the entities of the oldest pass; where none is launched, launches what is held."""
         if self.launched:
-            yield from self._read()
+            yield from self._read(len(self.launched) - 1)
         else:
             yield from self._launch_held()
 
     def finish(self) -> Iterator[list[dict[str, Any]]]:
         """Launches what is held and yields the entities of everything."""
         yield from self._launch_held()
-        yield from self._read()
+        yield from self._read(0)
 
     def _launch_held(self) -> Iterator[list[dict[str, Any]]]:
         if self.held:
@@ -120,14 +121,14 @@ class _Passes:
         try:
             scores = self.pipeline.launch(run)
         except Exception:
-            yield from self._read()  # what came before the documents that cannot be scored
+            yield from self._read(0)  # what came before the documents that cannot be scored
             raise
-        yield from self._read()
         self.launched.append((run, scores))
+        yield from self._read(PASSES_AHEAD)
 
-    def _read(self) -> Iterator[list[dict[str, Any]]]:
-        """Waits for what is launched and yields the documents' entities."""
-        while self.launched:
+    def _read(self, left: int) -> Iterator[list[dict[str, Any]]]:
+        """Waits for all but the `left` passes last launched, and yields their documents' entities."""
+        while len(self.launched) > left:
             run, scores = self.launched.pop(0)
             yield from self.pipeline.postprocess((run, self.pipeline.collect(run, scores)), self.settings)
 

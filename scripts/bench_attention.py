@@ -21,9 +21,10 @@ import triton
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-from decodner_hf.attention_decodner import ForestPlan, LayerWindow, forest_attention, forest_attention_reference
+from decodner_hf.attention_decodner import forest_attention, forest_attention_reference
 from decodner_hf.attention_decodner_triton import KernelConfig, forest_attention_triton, kernel_config
 from decodner_hf.forest_decodner import SpanPaths, build_forest
+from decodner_hf.plans_decodner import ForestPlan, LayerWindow
 
 VOCABULARY = 128_000
 SECOND_TOKEN = 0.3  # share of words with two tokens: 1.3 tokens a word
@@ -116,33 +117,16 @@ def flash_prefix_method(problem: Problem) -> Method:
     return attend
 
 
-class FlexRule:
-    """Which key each node sees, as FlexAttention asks; one function for all sizes, so that it is compiled once."""
-
-    def __init__(self) -> None:
-        """Knows no forest yet."""
-        self.prefix_length = self.subtree_end = torch.empty(0)
-
-    def hold(self, plan: ForestPlan) -> None:
-        """From now on answers for this forest."""
-        self.prefix_length = torch.tensor(plan.prefix_length, device="cuda")
-        self.subtree_end = plan.subtree_end.cuda()
-
-
-RULE = FlexRule()
-
-
-def visible(batch: torch.Tensor, head: torch.Tensor, row: torch.Tensor, column: torch.Tensor) -> torch.Tensor:  # noqa: ARG001
-    """The forest's rule over prefix and nodes in one row of keys."""
-    node = column - RULE.prefix_length
-    end = RULE.subtree_end[node.clamp(min=0)]
-    return (node < 0) | ((node <= row) & (row <= end))
-
-
 def flex_method(problem: Problem, dynamic: bool = False) -> Method:
     """Compiled FlexAttention over prefix and nodes in one key tensor."""
     prefix_length, nodes = problem.plan.prefix_length, problem.query.shape[2]
-    RULE.hold(problem.plan)
+    first, subtree_end = torch.tensor(prefix_length, device="cuda"), problem.plan.subtree_end.cuda()
+
+    def visible(batch: torch.Tensor, head: torch.Tensor, row: torch.Tensor, column: torch.Tensor) -> torch.Tensor:  # noqa: ARG001
+        node = column - first
+        end = subtree_end[node.clamp(min=0)]
+        return (node < 0) | ((node <= row) & (row <= end))
+
     mask = create_block_mask(visible, None, None, nodes, prefix_length + nodes, device="cuda")
     keys, values = problem.key, problem.value
     if problem.prefix is not None:

@@ -14,10 +14,13 @@ measure() { # name of the log, then the command
   timeout 90 python3 "$@" 2>>"$logs/errors.log" | tee "$logs/$name.log" | grep -v '^{'
 }
 
-measure ladder_llama-1b scripts/bench_ladder.py --device cuda --preset llama-1b --max-batches 1
-measure ladder_llama-8b scripts/bench_ladder.py --device cuda --preset llama-8b --max-batches 1 --repeats 6
-measure corpus_llama-1b scripts/bench_corpus.py --device cuda --preset llama-1b --compile --long-documents 24
-measure corpus_qwen-0.5b scripts/bench_corpus.py --device cuda --preset qwen-0.5b --compile --long-documents 24
-measure attention scripts/bench_attention.py --nodes 3865 --prefix 512 8192
-measure attention_grid scripts/bench_attention.py --methods kernel flash flex_dynamic
+ladder=(scripts/bench_ladder.py --device cuda --max-batches 1)
+corpus=(scripts/bench_corpus.py --device cuda --compile --long-documents 24)
+attention=(scripts/bench_attention.py)
+measure ladder_llama-1b "${ladder[@]}" --preset llama-1b
+measure corpus_llama-1b "${corpus[@]}" --preset llama-1b
+measure corpus_qwen-0.5b "${corpus[@]}" --preset qwen-0.5b --token-budget 32768
+measure ladder_llama-8b "${ladder[@]}" --preset llama-8b --repeats 6
+measure attention "${attention[@]}" --nodes 3865 8192 --prefix 512 8192 --methods kernel flash flex flex_dynamic
+measure attention_grid "${attention[@]}" --methods kernel flash flex_dynamic
 echo "done ($SECONDS s)"

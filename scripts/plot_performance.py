@@ -93,9 +93,9 @@ def ladder_table(ladder: Figures) -> list[str]:
 def corpus_table(corpora: list[Figures]) -> list[str]:
     """Markdown lines of all corpora."""
     lines = [
-        "| model | corpus | documents | nodes | documents/s | nodes/s | of the floor | host | peak GiB | "
-        "weights + prefix + activations + graphs |",
-        "|---|---|---:|---:|---:|---:|---:|---:|---:|---|",
+        "| model | corpus | documents | nodes | first run, s | documents/s | nodes/s | of the floor | host | "
+        "peak GiB | weights + prefix + activations + graphs |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---|",
     ]
     for corpus in corpora:
         for line in corpus["corpora"]:
@@ -103,6 +103,7 @@ def corpus_table(corpora: list[Figures]) -> list[str]:
             peak = "" if line["peak_bytes"] is None else f"{line['peak_bytes'] / 2**30:.2f}"
             lines.append(
                 f"| {corpus['preset']} | {line['name']} | {line['documents']:,} | {line['nodes']:,} | "
+                f"{line['first_seconds']:.2f} | "
                 f"{line['documents'] / line['seconds']:,.1f} | {line['nodes'] / line['seconds']:,.0f} | "
                 f"{line['floor_seconds'] / line['seconds']:.0%} | {line['host_share']:.0%} | {peak} | "
                 f"{' + '.join(f'{part:.2f}' for part in parts)} |"

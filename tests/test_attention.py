@@ -7,15 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from decodner_hf import DualBufferCache, SpanPaths, build_forest
-from decodner_hf.attention_decodner import (
-    BLOCK_ROWS,
-    NOT_PASSED,
-    ForestPlan,
-    LayerWindow,
-    decodner_attention,
-    forest_attention,
-    forest_attention_reference,
-)
+from decodner_hf.attention_decodner import NOT_PASSED, decodner_attention, forest_attention, forest_attention_reference
+from decodner_hf.plans_decodner import BLOCK_ROWS, ForestPlan, LayerWindow
 
 WINDOWS = {"full": LayerWindow(), "sliding": LayerWindow(sliding=5), "chunked": LayerWindow(chunk=4)}
 EXTRAS = {"plain": {}, "softcap": {"softcap": 1.5}, "sinks": {"sinks": torch.tensor([0.5, -1.0, 2.0, 0.0])}}

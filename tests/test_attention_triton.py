@@ -12,8 +12,9 @@ import torch
 from transformers import AttentionInterface
 
 from decodner_hf import attention_decodner
-from decodner_hf.attention_decodner import ForestPlan, LayerWindow, forest_attention, forest_attention_reference
+from decodner_hf.attention_decodner import forest_attention, forest_attention_reference
 from decodner_hf.forest_decodner import SpanPaths, build_forest
+from decodner_hf.plans_decodner import ForestPlan, LayerWindow
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("needs Triton", allow_module_level=True)

@@ -14,16 +14,45 @@ def pipe():
     return tiny_pipeline(token_budget=150, candidate_labels=LABELS, threshold=0.0)
 
 
-def test_the_next_pass_is_launched_before_the_last_one_is_read_and_decoded(pipe, monkeypatch):
+def test_the_next_passes_are_launched_before_one_is_read_and_decoded(pipe, monkeypatch):
     expected = [pipe(text) for text in TEXTS]
     steps = []
     for name in ("launch", "collect"):
         method = getattr(pipe, name)
         monkeypatch.setattr(pipe, name, lambda *given, m=method, n=name: steps.append(n) or m(*given))
     assert pipe(TEXTS) == expected
-    passes = steps.count("launch")
-    assert passes > 2
-    assert steps == ["launch", *["launch", "collect"] * (passes - 1), "collect"]
+    passes, ahead = steps.count("launch"), streaming_decodner.PASSES_AHEAD
+    assert passes > ahead + 1
+    assert steps == ["launch"] * ahead + ["launch", "collect"] * (passes - ahead) + ["collect"] * ahead
+
+
+def test_what_a_group_leaves_over_shares_a_pass_with_the_next_group(pipe, monkeypatch):
+    settings = pipe._settings({})
+    groups = [pipe.preprocess(TEXTS[start : start + 4], settings, start) for start in range(0, 12, 4)]
+    pipe.scorer.token_budget = 3 * max(prepared.num_nodes for group in groups for prepared in group)
+    runs, launch = [], pipe.launch
+    monkeypatch.setattr(pipe, "launch", lambda run: runs.append(run) or launch(run))
+    passes = streaming_decodner._Passes(pipe, settings)
+    found = [entities for group in groups for entities in passes.add(group)]
+    assert passes.pending
+    found += passes.finish()
+    assert not passes.pending
+    for entities, expected in zip(found, [pipe(text) for text in TEXTS], strict=True):
+        assert [entity["word"] for entity in entities] == [entity["word"] for entity in expected]
+        assert [entity["score"] for entity in entities] == pytest.approx(
+            [entity["score"] for entity in expected], rel=1e-4
+        )
+    runs = runs[: -len(TEXTS)]
+    alone = [run for group in groups for run in streaming_decodner.cut(pipe.scorer, group)]
+    assert len(runs) < len(alone)
+    assert [document for run in runs for document in run] == [document for group in groups for document in group]
+
+
+def test_with_an_idle_device_a_pass_does_not_wait_to_be_filled(pipe):
+    passes = streaming_decodner._Passes(pipe, pipe._settings({}))
+    assert list(passes.add(pipe.preprocess(TEXTS[:1], pipe._settings({})))) == []
+    assert len(passes.launched) == 1
+    assert list(passes.advance()) == [pipe(TEXTS[0])]
 
 
 def test_results_before_a_failing_pass_are_not_lost(pipe, monkeypatch):

@@ -4,8 +4,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from decodner_hf.attention_decodner import LayerWindow
 from decodner_hf.forest_decodner import SpanPaths, build_forest
+from decodner_hf.plans_decodner import LayerWindow
 from decodner_hf.tiles_decodner import TileShape, plan_tiles
 
 CPU = torch.device("cpu")

@@ -1,0 +1,172 @@
+"""The memory that CUDA graphs of span passes read their inputs from, at addresses that never change.
+
+In: a pass's plan, tokens and label rows. Out: the same on the device, padded to a graph's size, in fixed memory:
+tokens, positions, block maps and a copy of the prefix. The host may be a few passes ahead of the device.
+Knows nothing of graphs, labels or layers.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+
+from .cache_decodner import DualBufferCache
+from .plans_decodner import ForestPlan, LayerWindow, QueryBlock
+from .tiles_decodner import TABLE_WIDTH, KernelTiles, TileShape, is_windowed, tile_arrays
+
+NODE_STEPS = ((512, 64), (4096, 128), (8192, 256), (2**31, 512))  # up to so many nodes, sizes are multiples of
+PREFIX_SIZES = (512, 4096)
+ROW_SIZES = (16, 64, 256)
+MOST_KEY_TILES = 2**18
+PASSES_IN_FLIGHT = 4  # how far the host may be ahead of the device
+
+
+@dataclass(frozen=True)
+class PassSize:
+    """What one graph serves: passes of at most so many nodes, prefix entries and rows of the head."""
+
+    nodes: int
+    prefix: int
+    rows: int
+
+    @classmethod
+    def of(cls, nodes: int, prefix_length: int, rows: int) -> "PassSize | None":
+        """The smallest size that holds such a pass; None where none does, or where there is no prefix."""
+        prefixes = [size for size in PREFIX_SIZES if prefix_length <= size]
+        row_sizes = [size for size in ROW_SIZES if rows <= size]
+        if not prefixes or not row_sizes or not prefix_length:
+            return None
+        return cls(whole_nodes(nodes), prefixes[0], row_sizes[0])
+
+
+def whole_nodes(nodes: int) -> int:
+    """The smallest size of at least so many nodes."""
+    step = next(step for most, step in NODE_STEPS if nodes <= most)
+    return -(-nodes // step) * step
+
+
+class FixedTensor:
+    """A flat tensor on the device, written from the host again and again without waiting for work in flight."""
+
+    def __init__(self, count: int, dtype: torch.dtype, device: torch.device) -> None:
+        """Takes its memory: on the device, and on the host once for each pass that may be in flight."""
+        pinned = device.type == "cuda"
+        self.values = torch.zeros(count, dtype=dtype, device=device)
+        self._staged = [torch.empty(count, dtype=dtype, pin_memory=pinned) for _ in range(PASSES_IN_FLIGHT)]
+        self._arrays = [staged.numpy() for staged in self._staged]
+
+    def write(self, values: NDArray[Any], slot: int) -> None:
+        """Copies an array to the front; `slot` is one of whose last use the device is done."""
+        flat = values.reshape(-1)
+        self._arrays[slot][: len(flat)] = flat
+        self.values[: len(flat)].copy_(self._staged[slot][: len(flat)], non_blocking=True)
+
+
+class FixedInputs:
+    """The memory that all graphs read their inputs from."""
+
+    def __init__(self, most_nodes: int, device: torch.device) -> None:
+        """Takes memory for tokens, positions and rows; for the rest when a pass first asks for it."""
+        self.most_nodes, self.device = most_nodes, device
+        self.token_ids = FixedTensor(most_nodes, torch.int64, device)
+        self.position_ids = FixedTensor(most_nodes, torch.int64, device)
+        self.rows = FixedTensor(ROW_SIZES[-1], torch.int64, device)
+        self.prefix = DualBufferCache(max_prefix_len=PREFIX_SIZES[-1])
+        self.tiles: dict[tuple[LayerWindow, TileShape], tuple[FixedTensor, FixedTensor, FixedTensor]] = {}
+        self._held: tuple[torch.Tensor, int, int] | None = None  # which prefix `prefix` is a copy of
+        self._events = [torch.cuda.Event() for _ in range(PASSES_IN_FLIGHT)] if device.type == "cuda" else []
+        self._slot = 0
+
+    def fill(self, plan: ForestPlan, token_ids: torch.Tensor, rows: torch.Tensor, size: PassSize) -> ForestPlan | None:
+        """Writes a pass's inputs; returns its plan, padded, or None where its block map is too large."""
+        padding = size.nodes - token_ids.shape[0]
+        last = torch.arange(token_ids.shape[0], size.nodes, dtype=plan.subtree_end.dtype)
+        padded = ForestPlan(
+            position_ids=torch.cat([plan.position_ids, plan.position_ids.new_full((padding,), plan.prefix_length)]),
+            subtree_end=torch.cat([plan.subtree_end, last]),
+            prefix_length=plan.prefix_length,
+            layer_windows=plan.layer_windows,
+        )
+        self._begin()
+        if not all(self.fill_tiles(padded, *kind) for kind in self.tiles):
+            return None
+        assert plan.cache is not None
+        self._copy_prefix(plan.cache)
+        for fixed, values in (
+            (self.token_ids, token_ids),
+            (self.position_ids, padded.position_ids),
+            (self.rows, rows),
+        ):
+            fixed.write(values.numpy(), self._slot)
+        return padded
+
+    def fill_tiles(self, plan: ForestPlan, window: LayerWindow, shape: TileShape) -> bool:
+        """Writes the block map of a padded plan; False if it is too large."""
+        if (window, shape) not in self.tiles:
+            table, nodes = -(-self.most_nodes * shape.group // shape.block_m) * TABLE_WIDTH, 3 * self.most_nodes
+            fixed = tuple(FixedTensor(count, torch.int32, self.device) for count in (table, MOST_KEY_TILES, nodes))
+            self.tiles[window, shape] = (fixed[0], fixed[1], fixed[2])
+        arrays = tile_arrays(plan.position_ids, plan.subtree_end, plan.prefix_length, window, shape)
+        if len(arrays[1]) > MOST_KEY_TILES:
+            return False
+        for tensor, array in zip(self.tiles[window, shape], arrays, strict=True):
+            tensor.write(array, self._slot)
+        return True
+
+    def end(self) -> None:
+        """To be called once the pass is launched: from where the device is then, the inputs may be written again."""
+        if self._events:
+            self._events[self._slot].record()
+
+    def _begin(self) -> None:
+        before, self._slot = self._slot, (self._slot + 1) % PASSES_IN_FLIGHT
+        if self._events:
+            self._events[before].wait()  # it may have been launched on another stream
+            self._events[self._slot].synchronize()
+
+    def _copy_prefix(self, cache: DualBufferCache) -> None:
+        keys = cache.layer(0).prefix_buffer(0).keys
+        assert keys is not None, "a prefix is counted, but no buffer holds it"
+        version = -1 if keys.is_inference() else keys._version
+        held = self._held
+        if held is not None and version >= 0 and held[0] is keys and held[1:] == (version, cache.prefix_length):
+            return
+        for layer_idx, layer in enumerate(cache.layers):
+            for call in range(len(layer.calls)):
+                self.prefix.layer(layer_idx).prefix_buffer(call).write(0, *cache.read_prefix(layer_idx, call))
+        self._held = keys, version, cache.prefix_length
+
+
+@dataclass
+class FixedPlan(ForestPlan):
+    """The plan of a pass that runs on fixed inputs; `prefix_length` is the graph's size, not the prefix's length."""
+
+    inputs: FixedInputs | None = None
+    source: ForestPlan | None = None
+
+    def kernel_tiles(self, window: LayerWindow, shape: TileShape, device: torch.device) -> KernelTiles:  # noqa: ARG002
+        """The block map at its fixed address; written for the first layer of each kind that asks for it."""
+        assert self.inputs is not None
+        assert self.source is not None
+        if (window, shape) not in self.inputs.tiles and not self.inputs.fill_tiles(self.source, window, shape):
+            raise NotFixedError(f"more than {MOST_KEY_TILES} key tiles")
+        flat_table, flat_starts, flat_nodes = (fixed.values for fixed in self.inputs.tiles[window, shape])
+        nodes = self.subtree_end.shape[0]
+        tiles = -(-nodes * shape.group // shape.block_m)
+        return KernelTiles(
+            table=flat_table[: tiles * TABLE_WIDTH].view(tiles, TABLE_WIDTH).data,
+            key_starts=flat_starts,
+            nodes=flat_nodes[: 3 * nodes].view(3, nodes).data,
+            windowed=is_windowed(window),
+            prefix_length=self.prefix_length,
+            shape=shape,
+        )
+
+    def blocks(self, window: LayerWindow, device: torch.device) -> list[QueryBlock]:  # noqa: ARG002
+        """Torch's own attention has its masks from the host."""
+        raise NotFixedError("attention without the kernel")
+
+
+class NotFixedError(Exception):
+    """A pass that a graph cannot serve: its block map is too large, or its attention does not read one."""
