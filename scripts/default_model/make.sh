@@ -2,7 +2,7 @@
 # Makes the model in decodner_hf/default_model: text and sets in, a folder out. Run it in the repository's root, where
 # text/ holds JSON lines (.xz) and ner/<set>/<split>.jsonl the labelled sets that sources.json names, on two GPUs.
 # Every step is seeded; pretraining and training go on where they stopped (the same command; --resume).
-# On two NVIDIA H200: 7 minutes of pretraining and 10 of training; the data take 11 minutes of one CPU core.
+# On two NVIDIA H200 pretraining takes 7 minutes; the data take 11 minutes of one CPU core.
 set -euo pipefail
 here=scripts/default_model
 several="accelerate launch --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no --multi_gpu"
