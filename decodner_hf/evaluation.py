@@ -258,25 +258,16 @@ def _prepare(pipe: DecodNERPipeline, passages: Sequence[Passage], settings: Sett
 
 
 def _within_members(prepared: Prepared, passage: Passage) -> Prepared:
-    ends = np.array(passage.character_bounds, np.int64)[:, 1]
     windows = []
     for window in prepared.windows:
-        candidates = window.candidates
-        member = _member(passage, candidates.start)
-        inside = (member >= 0) & (candidates.end <= ends[member])
-        windows.append(replace(window, candidates=candidates.select(inside)))
+        spans = window.candidates
+        windows.append(replace(window, candidates=spans.select(passage.within_members(spans.start, spans.end))))
     return replace(prepared, windows=windows)
-
-
-def _member(passage: Passage, start: IntArray) -> IntArray:
-    """[S]: the member that each character belongs to, -1 before the first."""
-    starts = np.array(passage.character_bounds, np.int64)[:, 0]
-    return np.searchsorted(starts, start, side="right") - 1
 
 
 def _columns(passage: Passage, start: IntArray, end: IntArray) -> tuple[IntArray, IntArray, IntArray]:
     """Example, start and end of candidates, counted in their own example."""
-    member = _member(passage, start)
+    member = passage.member_of(start)
     shift = np.array(passage.character_bounds, np.int64)[member, 0]
     return np.array(passage.members, np.int64)[member], start - shift, end - shift
 

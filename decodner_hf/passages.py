@@ -10,8 +10,13 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from .examples import Example, word_starts
 from .words_decodner import split_words
+
+IntArray = NDArray[np.int64]
 
 CONTEXTS = ("document", "preceding")
 
@@ -57,6 +62,17 @@ class Passage:
     def is_one(self) -> bool:
         """Whether it is a single sentence and nothing else."""
         return self.character_bounds == ((0, len(self.example.text)),)
+
+    def member_of(self, start: IntArray) -> IntArray:
+        """[S]: the member, counted from 0, that begins at or last before each character; -1 before the first."""
+        starts = np.array(self.character_bounds, np.int64)[:, 0]
+        return np.searchsorted(starts, start, side="right") - 1
+
+    def within_members(self, start: IntArray, end: IntArray) -> NDArray[np.bool_]:
+        """[S]: whether each span of characters, half-open, lies within one member."""
+        member, ends = self.member_of(start), np.array(self.character_bounds, np.int64)[:, 1]
+        inside: NDArray[np.bool_] = (member >= 0) & (end <= ends[member])
+        return inside
 
 
 def passages_of(examples: Sequence[Example], context: Context | None = None) -> list[Passage]:

@@ -320,11 +320,8 @@ def _within(passage: Passage, document: EncodedDocument) -> EncodedDocument:
     """The document with the candidates that lie within one of the passage's members."""
     if passage.is_one:
         return document
-    starts, ends = np.array(passage.character_bounds, np.int64).T
     spans = document.candidates
-    member = np.searchsorted(starts, spans.start, side="right") - 1
-    inside = (member >= 0) & (spans.end <= ends[member])
-    return replace(document, candidates=spans.select(inside))
+    return replace(document, candidates=spans.select(passage.within_members(spans.start, spans.end)))
 
 
 def _counted(documents: Sequence[TrainingDocument], cue_tokens: int) -> list[TrainingDocument]:
