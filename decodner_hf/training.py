@@ -34,6 +34,7 @@ from .training_rows import PackedRows
 
 __all__ = ["add_train_arguments", "run_train"]
 
+OK, UNFINISHED = 0, 3
 Say = Callable[[str], None]
 CALIBRATED = ("temperature", "threshold", "label_thresholds", "flat_selection")  # fitted to the weights before
 STEPS_TOGETHER = 10  # ranks ask one another about the time every so many steps
@@ -58,7 +59,7 @@ class TimeLimit(TrainerCallback):
 
 
 def run_train(options: argparse.Namespace) -> int:
-    """Runs `decodner train`; returns the exit code.
+    """Runs `decodner train`; returns 0 when all steps are done, 3 when --max-seconds stopped it.
 
     Raises:
         ValueError: data, labels and model that do not fit together; the message says what is allowed.
@@ -96,7 +97,10 @@ def run_train(options: argparse.Namespace) -> int:
     if trainer.is_world_process_zero():
         save(options, plan, trainer, metrics)
     say(json.dumps({"output": str(options.output), "steps": trainer.state.global_step} | metrics))
-    return 0
+    if trainer.state.global_step < trainer.state.max_steps:
+        say(f"--max-seconds stopped it before step {trainer.state.max_steps:,}; --resume goes on")
+        return UNFINISHED
+    return OK
 
 
 def load_model(options: argparse.Namespace, plan: TrainingPlan) -> Any:
@@ -272,7 +276,7 @@ def training_arguments(options: argparse.Namespace, rows: PackedRows, has_dev: b
         lr_scheduler_type="cosine",
         warmup_steps=round(options.warmup * steps),
         max_grad_norm=1.0,
-        bf16=cuda and options.dtype == "bfloat16",
+        bf16=(options.dtype or ("bfloat16" if cuda else "float32")) == "bfloat16",
         use_cpu=options.cpu,
         remove_unused_columns=False,
         dataloader_num_workers=options.workers,

@@ -89,7 +89,10 @@ def _add_run_arguments(group: Any) -> None:
     group.add_argument("--none-weight", type=float, default=1.0, help="weight of spans that are no entity")
     group.add_argument("--loss-divisor", type=float, default=4.0, help="the loss is divided by this x gold spans")
     group.add_argument("--token-noise", type=float, default=0.0, help="part of the tokens blanked out (default: 0)")
-    group.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of GPU computation")
+    group.add_argument(
+        "--dtype", choices=("bfloat16", "float32"),
+        help="of computation (default: bfloat16 on a GPU, float32 on the CPU)",
+    )  # fmt: skip
     group.add_argument("--gradient-checkpointing", action="store_true", help="less memory, a third more time")
     group.add_argument("--compile", action="store_true", help="torch.compile norms and MLPs too, not attention alone")
     group.add_argument("--cpu", action="store_true", help="train on the CPU")
