@@ -466,11 +466,14 @@ def files(tmp_path):
     return tmp_path
 
 
+ROW_TOKENS = 512
+
+
 def run_command(files, *arguments):
     parser = argparse.ArgumentParser()
     add_train_arguments(parser)
     common = ["--model", str(files / "base"), "--output", str(files / "out"), "--train", str(files / "data.jsonl")]
-    common += ["--cpu", "--workers", "0", "--row-tokens", "512", "--epochs", "2", "--max-span-words", "3"]
+    common += ["--cpu", "--workers", "0", "--row-tokens", str(ROW_TOKENS), "--epochs", "2", "--max-span-words", "3"]
     return run_train(parser.parse_args([*common, *arguments]))
 
 
@@ -491,6 +494,24 @@ def test_the_command_trains_a_folder_for_the_pipeline(files, capsys):
     assert "| data.jsonl | 16 | 3 |" in card
     assert "- type: f1" in card
     assert len(list((files / "out").glob("model-*.safetensors"))) > 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "dtype"),
+    [([], torch.float32), (["--dtype", "bfloat16"], torch.bfloat16)],
+    ids=["by default", "asked for"],
+)
+def test_the_cpu_computes_in_float32_or_as_asked_for(files, asked, dtype):
+    seen = set()
+
+    def see(module, _, output):
+        if isinstance(module, torch.nn.Linear) and output.shape[1] == ROW_TOKENS:
+            seen.add(output.dtype)
+
+    hook = torch.nn.modules.module.register_module_forward_hook(see)
+    with hook:
+        assert run_command(files, "--max-steps", "1", *asked) == 0
+    assert seen == {dtype}
 
 
 def test_the_command_trains_adapters_that_the_pipeline_loads(files, capsys):

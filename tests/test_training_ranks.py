@@ -26,7 +26,7 @@ class StopThere(TrainerCallback):
 
 
 def run_two_ranks(folder, *arguments, **by_rank):
-    """Runs `decodner train` in two processes, with what torchrun tells them, till the time is up; returns what each printed."""
+    """Runs `decodner train` in two processes, with what torchrun tells them; returns what each printed."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         shared = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}

@@ -14,6 +14,7 @@ from tokenizers_for_tests import byte_level_single_digits
 
 from decodner_hf import PromptTemplate
 from decodner_hf.examples import Example
+from decodner_hf.label_maps import LabelMap
 from decodner_hf.passages import Context
 from decodner_hf.training_arguments import SOURCE_KEYS, add_train_arguments
 from decodner_hf.training_documents import TrainingSource, encode_sources
@@ -139,8 +140,9 @@ def test_the_map_to_four_types_knows_every_label(tmp_path):
     assert json.loads((tmp_path / "four.json").read_text()) == {"poet": "person", "count": None}
 
 
-def test_the_default_model_s_sources_name_no_set_that_it_is_measured_on():
-    entries = json.loads((SCRIPTS / "default_model" / "sources.json").read_text(encoding="utf-8"))
+@pytest.mark.parametrize("stage", ["sources", "refine_sources"])
+def test_the_default_model_s_sources_name_no_set_that_it_is_measured_on(stage):
+    entries = json.loads((SCRIPTS / "default_model" / f"{stage}.json").read_text(encoding="utf-8"))
     assert all(set(entry) <= set(SOURCE_KEYS) and entry["licence"] for entry in entries)
     names = [entry.get("name", Path(entry["path"]).name) for entry in entries]
     assert len(set(names)) == len(names)
@@ -149,6 +151,14 @@ def test_the_default_model_s_sources_name_no_set_that_it_is_measured_on():
         assert not path.name.startswith(("conll", "wikigold", "crossner", "mit_", "gmb"))
         assert entry.get("split", "train") == "train"
         assert path.parts[0] == "ner" or path.name.removesuffix(".jsonl") in (*MADE_HERE, "wnut17")
+
+
+@pytest.mark.parametrize("sets", ["sources", "refine_sources", "dev_sets"])
+def test_the_default_model_s_label_maps_can_be_read(sets):
+    entries = json.loads((SCRIPTS / "default_model" / f"{sets}.json").read_text(encoding="utf-8"))
+    maps = [entry["label_map"] for entry in entries if entry.get("label_map", "four_types.json") != "four_types.json"]
+    assert maps
+    assert all(LabelMap.read(SCRIPTS.parent / path).labels for path in maps)
 
 
 def test_every_type_of_the_templates_has_its_parents_among_the_types():
