@@ -20,7 +20,7 @@ from torch import nn
 from .fixed_inputs_decodner import FixedInputs, FixedPlan, NotFixedError, PassSize, whole_nodes
 from .plans_decodner import ForestPlan
 from .transfers_decodner import upload
-from .weights_decodner import WeightsWatch
+from .weights_decodner import WeightsWatch, adapted_layers
 
 logger = logging.getLogger(__name__)
 
@@ -195,7 +195,7 @@ def _stay_put(backbone: nn.Module) -> bool:
     """Whether all weights are plain tensors on one GPU, and no adapter could be switched on or off between passes."""
     plain = all(type(parameter) is nn.Parameter for parameter in backbone.parameters())
     devices = {parameter.device for parameter in backbone.parameters()}
-    return plain and len(devices) == 1 and not getattr(backbone, "_hf_peft_config_loaded", False)
+    return plain and len(devices) == 1 and not adapted_layers(backbone)
 
 
 def never_waits(run: Callable[[], Any]) -> bool:
