@@ -19,7 +19,7 @@ from torch import nn
 
 from .fixed_inputs_decodner import FixedInputs, FixedPlan, NotFixedError, PassSize, whole_nodes
 from .plans_decodner import ForestPlan
-from .transfers_decodner import upload
+from .transfers_decodner import is_out_of_memory, upload
 from .weights_decodner import WeightsWatch, adapted_layers
 
 logger = logging.getLogger(__name__)
@@ -100,7 +100,9 @@ class SpanPassGraphs:
                 captured.graph.replay()
                 (nodes,) = upload([at], inputs.device)  # while the graph runs
                 return captured.logits[nodes][:, : rows.shape[0]]
-            except (torch.OutOfMemoryError, NotFixedError) as error:
+            except (NotFixedError, RuntimeError) as error:
+                if isinstance(error, RuntimeError) and not is_out_of_memory(error):
+                    raise
                 logger.warning("No CUDA graph for %s (%s): passes run without graphs from now on.", size, error)
                 self._drop(refused=True)
                 return None

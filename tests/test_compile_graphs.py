@@ -239,9 +239,14 @@ def test_attention_with_masks_from_the_host_is_not_captured(monkeypatch):
 
 
 @pytest.mark.usefixtures("graphs_on_cpu")
-def test_without_memory_for_a_graph_passes_run_without(monkeypatch, caplog):
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("too small"), torch.AcceleratorError("CUDA error: out of memory\nSearch for ...")],
+    ids=["for_a_tensor", "of_the_driver"],
+)
+def test_without_memory_for_a_graph_passes_run_without(error, monkeypatch, caplog):
     def fail(*_):
-        raise torch.OutOfMemoryError("too small")
+        raise error
 
     monkeypatch.setattr(SpanPassGraphs, "_record", fail)
     model = model_of("llama")

@@ -272,7 +272,15 @@ def test_error_and_truncation_are_explicit(caplog):
     assert "truncated" in caplog.text
 
 
-def test_out_of_memory_halves_the_budget_and_loses_nothing(monkeypatch, caplog):
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        torch.AcceleratorError("CUDA error: out of memory\nSearch for ..."),
+    ],
+    ids=["for_a_tensor", "of_the_driver"],
+)
+def test_out_of_memory_halves_the_budget_and_loses_nothing(error, monkeypatch, caplog):
     pipe = tiny_pipeline(candidate_labels=LABELS, token_budget=2048)
     documents = [*DOCUMENTS, "Steve Jobs met Tim Cook at Apple " * 30]
     expected = tiny_pipeline(candidate_labels=LABELS)(documents, **EVERYTHING)
@@ -281,7 +289,7 @@ def test_out_of_memory_halves_the_budget_and_loses_nothing(monkeypatch, caplog):
     def scarce(forest, *args):
         sizes.append(forest.num_nodes)
         if forest.num_nodes > 150:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise error
         return score(forest, *args)
 
     monkeypatch.setattr(pipe.model, "score_forest", scarce)
