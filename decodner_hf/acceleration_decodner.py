@@ -84,6 +84,8 @@ class CompileMethods:
         """The label logits [S, L] by a CUDA graph; None where there is none for such a pass."""
         if self.graphs is None or plan.cache is None or self.training or torch.is_grad_enabled():
             return None
+        if torch.is_autocast_enabled(input_device(self.backbone).type):  # a graph has its dtypes fixed
+            return None
         on_cpu = all(tensor.device.type == "cpu" for tensor in (token_ids, span_nodes, symbols))
         whole = symbols.shape[0] == 1 and on_cpu and bool((symbols >= 0).all())
         if not whole or not self.row_head or not has_plain_head(self.backbone):

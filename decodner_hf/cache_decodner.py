@@ -47,7 +47,8 @@ class KeyValueBuffer:
         held = 0 if buffer is None else buffer.shape[2]
         capacity = self.limit if self.limit is not None else max(end, MIN_CAPACITY, int(held * GROWTH))
         capacity += SPARE
-        grown = new.new_empty(*new.shape[:2], capacity, new.shape[3])
+        with torch.inference_mode(False):  # what was made in inference mode could not be written outside of it
+            grown = new.new_empty(*new.shape[:2], capacity, new.shape[3])
         if start:
             assert buffer is not None, "tokens are cached, but no buffer holds them"
             grown[:, :, :start].copy_(buffer[:, :, :start])

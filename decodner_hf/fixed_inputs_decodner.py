@@ -75,11 +75,15 @@ class FixedInputs:
         self.prefix = DualBufferCache(max_prefix_len=PREFIX_SIZES[-1])
         self.tiles: dict[tuple[LayerWindow, TileShape], tuple[FixedTensor, FixedTensor, FixedTensor]] = {}
         self._held: tuple[torch.Tensor, int, int] | None = None  # which prefix `prefix` is a copy of
+        self._kinds: list[tuple[Any, ...]] = []  # of its keys and values, as all graphs read them
         self._events = [torch.cuda.Event() for _ in range(PASSES_IN_FLIGHT)] if device.type == "cuda" else []
         self._slot = 0
 
     def fill(self, plan: ForestPlan, token_ids: torch.Tensor, rows: torch.Tensor, size: PassSize) -> ForestPlan | None:
-        """Writes a pass's inputs; returns its plan, padded, or None where its block map is too large."""
+        """Writes a pass's inputs; returns its plan, padded, or None where they do not fit.
+
+        A block map may be too large; a prefix may have other dtypes or sizes than the memory that graphs read it from.
+        """
         padding = size.nodes - token_ids.shape[0]
         last = torch.arange(token_ids.shape[0], size.nodes, dtype=plan.subtree_end.dtype)
         padded = ForestPlan(
@@ -92,7 +96,8 @@ class FixedInputs:
         if not all(self.fill_tiles(padded, *kind) for kind in self.tiles):
             return None
         assert plan.cache is not None
-        self._copy_prefix(plan.cache)
+        if not self._copy_prefix(plan.cache):
+            return None
         for fixed, values in (
             (self.token_ids, token_ids),
             (self.position_ids, padded.position_ids),
@@ -125,17 +130,25 @@ class FixedInputs:
             self._events[before].wait()  # it may have been launched on another stream
             self._events[self._slot].synchronize()
 
-    def _copy_prefix(self, cache: DualBufferCache) -> None:
+    def _copy_prefix(self, cache: DualBufferCache) -> bool:
+        """Copies the prefix, unless it is there already; False for one of another kind than those before."""
         keys = cache.layer(0).prefix_buffer(0).keys
         assert keys is not None, "a prefix is counted, but no buffer holds it"
         version = -1 if keys.is_inference() else keys._version
         held = self._held
         if held is not None and version >= 0 and held[0] is keys and held[1:] == (version, cache.prefix_length):
-            return
-        for layer_idx, layer in enumerate(cache.layers):
-            for call in range(len(layer.calls)):
-                self.prefix.layer(layer_idx).prefix_buffer(call).write(0, *cache.read_prefix(layer_idx, call))
+            return True
+        calls = [(layer_idx, call) for layer_idx, layer in enumerate(cache.layers) for call in range(len(layer.calls))]
+        pairs = [cache.read_prefix(*call) for call in calls]
+        kinds = [(kept.shape[1], kept.shape[3], kept.dtype, kept.device) for pair in pairs for kept in pair]
+        self._kinds = self._kinds or kinds
+        if kinds != self._kinds:
+            return False
+        self._held = None  # until all of it is copied
+        for (layer_idx, call), pair in zip(calls, pairs, strict=True):
+            self.prefix.layer(layer_idx).prefix_buffer(call).write(0, *pair)
         self._held = keys, version, cache.prefix_length
+        return True
 
 
 @dataclass

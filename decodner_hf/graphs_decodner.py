@@ -19,8 +19,8 @@ from torch import nn
 
 from .fixed_inputs_decodner import FixedInputs, FixedPlan, NotFixedError, PassSize, whole_nodes
 from .plans_decodner import ForestPlan
-from .transfers_decodner import upload
-from .weights_decodner import WeightsWatch
+from .transfers_decodner import is_out_of_memory, upload
+from .weights_decodner import WeightsWatch, adapted_layers
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +100,9 @@ class SpanPassGraphs:
                 captured.graph.replay()
                 (nodes,) = upload([at], inputs.device)  # while the graph runs
                 return captured.logits[nodes][:, : rows.shape[0]]
-            except (torch.OutOfMemoryError, NotFixedError) as error:
+            except (NotFixedError, RuntimeError) as error:
+                if isinstance(error, RuntimeError) and not is_out_of_memory(error):
+                    raise
                 logger.warning("No CUDA graph for %s (%s): passes run without graphs from now on.", size, error)
                 self._drop(refused=True)
                 return None
@@ -195,7 +197,7 @@ def _stay_put(backbone: nn.Module) -> bool:
     """Whether all weights are plain tensors on one GPU, and no adapter could be switched on or off between passes."""
     plain = all(type(parameter) is nn.Parameter for parameter in backbone.parameters())
     devices = {parameter.device for parameter in backbone.parameters()}
-    return plain and len(devices) == 1 and not getattr(backbone, "_hf_peft_config_loaded", False)
+    return plain and len(devices) == 1 and not adapted_layers(backbone)
 
 
 def never_waits(run: Callable[[], Any]) -> bool:

@@ -205,6 +205,7 @@ class DecodNERForSpanClassification(
             loss = _span_loss(logits, labels.reshape(-1).to(logits.device), num_items_in_batch)
         return SpanClassifierOutput(loss=loss, logits=logits)
 
+    @torch.inference_mode(False)  # a compiled layer would be compiled anew in inference mode
     @torch.no_grad()
     def encode_prefix(self, token_ids: Any, cache: DualBufferCache | None = None) -> DualBufferCache:
         """Encodes tokens behind the prefix that `cache` holds, so that spans can be scored against both.
@@ -239,6 +240,7 @@ class DecodNERForSpanClassification(
         cache.commit(forest.num_nodes)
         return cache
 
+    @torch.inference_mode(False)  # a compiled layer would be compiled anew in inference mode
     @torch.no_grad()
     def score_forest(
         self, forest: TokenForest, symbol_token_ids: Any, cache: DualBufferCache | None = None

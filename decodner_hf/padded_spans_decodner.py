@@ -29,6 +29,7 @@ class PaddedSpanMethods:
         cache.reset()
         return self.encode_prefix(prefix_ids, cache)
 
+    @torch.inference_mode(False)  # a compiled layer would be compiled anew in inference mode
     @torch.no_grad()
     def forward_spans(
         self, span_ids: torch.Tensor, position_ids: torch.Tensor | None, cache: DualBufferCache

@@ -16,14 +16,13 @@ from threading import RLock
 
 import numpy as np
 import torch
-from accelerate.utils.memory import should_reduce_batch_size
 from numpy.typing import NDArray
 
 from .cache_decodner import DualBufferCache
 from .forest_decodner import SpanPaths, build_forest
 from .modeling_decodner import DecodNERForSpanClassification
 from .spans_decodner import EncodedDocument
-from .transfers_decodner import Download
+from .transfers_decodner import Download, is_out_of_memory
 from .weights_decodner import WeightsWatch
 
 IntArray = NDArray[np.int64]
@@ -141,8 +140,7 @@ class DocumentScorer:
                 runs.append(self._score_run(prompt, left[: len(run)]))
                 scored += len(run)
             except RuntimeError as error:  # of which torch.OutOfMemoryError is one; the CPU's allocator has no other
-                out_of_memory = isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)
-                if not out_of_memory or self.token_budget <= SMALLEST_BUDGET:
+                if not is_out_of_memory(error) or self.token_budget <= SMALLEST_BUDGET:
                     raise
                 self._halve_budget()
         return runs

@@ -1,7 +1,7 @@
 """Small tensors on their way to the device and back, without the host waiting for the work in flight there.
 
 In: integer tensors on the CPU; or a result on the device. Out: the former on the device, all in one copy; the latter
-on the CPU once it is asked for. On a device other than a GPU both are plain copies.
+on the CPU once it is asked for. On a device other than a GPU both are plain copies. Tells a lack of memory there, too.
 Knows nothing of what the tensors mean.
 """
 
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 from numpy.typing import NDArray
 
 
@@ -51,3 +52,9 @@ class Download:
             self._arrived.synchronize()
         values: NDArray[np.float32] = self._host.cpu().numpy()
         return values
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether a device had too little memory: for a tensor, or for what the driver keeps there (code, a graph)."""
+    by_driver = "out of memory" in str(error)  # as CUDA and Triton say it
+    return by_driver or isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)

@@ -9,8 +9,15 @@ from typing import Any
 from torch import nn
 
 
+def adapted_layers(model: nn.Module) -> list[Any]:
+    """The layers that PEFT put into a model, whoever asked for it; in these alone `disable_adapters` is a flag."""
+    return [module for module in model.modules() if isinstance(getattr(module, "disable_adapters", None), bool)]
+
+
 class WeightsWatch:
     """Compares a model's modules and parameters with what they were.
+
+    What is written through `parameter.data` into the same memory leaves no trace that could be noticed.
 
     Attributes:
         in_place: whether a change of values in the same memory counts too.
@@ -32,16 +39,13 @@ class WeightsWatch:
         modules = list(self.model.modules())
         self._children = [module._modules for module in modules if module._modules]
         self._parameters = [module._parameters for module in modules if module._parameters]
-        adapted = getattr(self.model, "_hf_peft_config_loaded", False)
-        self._adapted: list[Any] = [module for module in modules if hasattr(module, "base_layer")] if adapted else []
+        self._adapted = adapted_layers(self.model)
         self._seen = self._state()
 
     def _state(self) -> tuple[Any, ...]:
         children = [id(child) for held in self._children for child in held.values()]
         parameters = [parameter for held in self._parameters for parameter in held.values() if parameter is not None]
-        if self.in_place:
-            marks = [0 if parameter.is_inference() else parameter._version for parameter in parameters]
-        else:
-            marks = [parameter.data_ptr() if type(parameter) is nn.Parameter else 0 for parameter in parameters]
+        memory = [parameter.data_ptr() if type(parameter) is nn.Parameter else 0 for parameter in parameters]
+        written = self.in_place and [0 if parameter.is_inference() else parameter._version for parameter in parameters]
         adapters = [(tuple(module.active_adapters), module.disable_adapters) for module in self._adapted]
-        return children, list(map(id, parameters)), marks, adapters
+        return children, list(map(id, parameters)), memory, written, adapters

@@ -37,6 +37,15 @@ def test_growth_beyond_the_first_buffer_keeps_what_was_there():
     assert torch.equal(cache.read_prefix(0, 0)[0][:, :, :MIN_CAPACITY], entries(MIN_CAPACITY)[0])
 
 
+def test_what_was_cached_in_inference_mode_grows_outside_of_it():
+    with torch.inference_mode():
+        cache = filled(5)
+        cache.update(*entries(2), 0)
+    assert cache.update(*entries(1), 0)[0].shape[2] == 5 + 3
+    cache.crop(-3)
+    cache.write_prefix(0, 0, *entries(3, seed=1))
+
+
 def test_calls_and_layers_do_not_share_buffers():
     cache = DualBufferCache()
     for layer in (0, 1):

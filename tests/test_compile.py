@@ -132,6 +132,18 @@ def test_training_and_ordinary_passes_stay_uncompiled():
 
 
 @pytest.mark.usefixtures("kernel_on_cpu")
+def test_inference_mode_compiles_nothing_more():
+    model = model_of("llama")
+    counter = CompileCounter()
+    model.compile_forest(backend=counter)
+    with torch.inference_mode():
+        scores(model, 20, SIZES[0])
+        cache = model.encode_prefix(torch.arange(20))
+        model.forward_spans(torch.arange(6).reshape(3, 2), None, cache)
+    assert counter.frame_count == 1
+
+
+@pytest.mark.usefixtures("kernel_on_cpu")
 def test_compiling_twice_is_refused():
     model = model_of("llama")
     model.compile_forest(backend="eager")

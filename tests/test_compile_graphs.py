@@ -18,6 +18,7 @@ from decodner_hf import (
     fixed_inputs_decodner,
     graphs_decodner,
 )
+from decodner_hf.cache_decodner import KeyValueBuffer
 from decodner_hf.fixed_inputs_decodner import PREFIX_SIZES, PassSize
 from decodner_hf.forest_decodner import rows_forest
 from decodner_hf.graphs_decodner import Captured, SpanPassGraphs
@@ -29,18 +30,35 @@ needs_gpu = pytest.mark.skipif(
 
 
 class Rerun:
-    """Stands in for a CUDA graph: runs the pass again, from the same memory and into the same."""
+    """Stands in for a CUDA graph: runs the pass again, from the same memory, or it fails, and into the same."""
 
-    def __init__(self, run, logits):
-        self.run, self.logits = run, logits
+    def __init__(self, run, logits, inputs):
+        self.run, self.logits, self.inputs = run, logits, inputs
+        self.addresses = addresses(inputs)
 
     def replay(self):
+        assert addresses(self.inputs)[: len(self.addresses)] == self.addresses
         self.logits.copy_(self.run())
 
 
-def record(_graphs, run):
+def addresses(inputs):
+    buffers = [buffer for layer in inputs.prefix.layers for buffer in layer.calls]
+    flat = [
+        inputs.token_ids,
+        inputs.position_ids,
+        inputs.rows,
+        *(part for kind in inputs.tiles.values() for part in kind),
+    ]
+    tensors = [
+        *(held for buffer in buffers for held in (buffer.keys, buffer.values)),
+        *(fixed.values for fixed in flat),
+    ]
+    return [tensor.data_ptr() for tensor in tensors]
+
+
+def record(graphs, run):
     logits = torch.full_like(run(), float("nan"))
-    return Captured(Rerun(run, logits), logits)
+    return Captured(Rerun(run, logits, graphs._inputs), logits)
 
 
 @pytest.fixture
@@ -109,6 +127,55 @@ def test_prefixes_take_turns_and_grow():
 
 
 @pytest.mark.usefixtures("graphs_on_cpu")
+def test_a_prefix_of_another_dtype_does_not_move_what_graphs_read():
+    model, plain = graphed(model_of("llama")), model_of("llama")
+    forest = random_forest(SIZES[0], 20)
+    for kept in (torch.float32, torch.bfloat16, torch.float32):
+        found, expected = (
+            owner.score_forest(forest, SYMBOLS, prefix_kept_in(owner, kept)) for owner in (model, plain)
+        )
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert model.graphs.captures == 1
+
+
+def prefix_kept_in(model, dtype):
+    """As under autocast, which leaves rotated keys in float32 beside values in half precision."""
+    cache = model.encode_prefix(torch.arange(20))
+    for layer in cache.layers:
+        layer.calls[0].values = layer.calls[0].values.to(dtype)
+    return cache
+
+
+@pytest.mark.usefixtures("graphs_on_cpu")
+def test_a_prefix_that_was_copied_in_part_is_copied_again(monkeypatch):
+    model = graphed(model_of("llama"))
+    forest = random_forest(SIZES[0], 20)
+    first, second = (model.encode_prefix(torch.arange(start, start + 20)) for start in (0, 30))
+    expected = model.score_forest(forest, SYMBOLS, first)
+    writes = iter([KeyValueBuffer.write])
+
+    def interrupted(*given):
+        for write in writes:
+            return write(*given)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(KeyValueBuffer, "write", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            model.score_forest(forest, SYMBOLS, second)
+    torch.testing.assert_close(model.score_forest(forest, SYMBOLS, first), expected)
+
+
+@pytest.mark.usefixtures("graphs_on_cpu")
+def test_under_autocast_passes_run_without_graphs(monkeypatch):
+    monkeypatch.setattr(attention_decodner, "_choose", lambda *_: attention_decodner.forest_attention)
+    model = graphed(model_of("llama"))
+    with torch.autocast("cpu", torch.bfloat16):
+        scores(model, 20, SIZES[0])
+    assert not model.graphs._refused
+
+
+@pytest.mark.usefixtures("graphs_on_cpu")
 def test_changed_weights_are_seen():
     model = model_of("llama")
     given = (PREFIXES[0], SIZES[0])
@@ -172,9 +239,14 @@ def test_attention_with_masks_from_the_host_is_not_captured(monkeypatch):
 
 
 @pytest.mark.usefixtures("graphs_on_cpu")
-def test_without_memory_for_a_graph_passes_run_without(monkeypatch, caplog):
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("too small"), torch.AcceleratorError("CUDA error: out of memory\nSearch for ...")],
+    ids=["for_a_tensor", "of_the_driver"],
+)
+def test_without_memory_for_a_graph_passes_run_without(error, monkeypatch, caplog):
     def fail(*_):
-        raise torch.OutOfMemoryError("too small")
+        raise error
 
     monkeypatch.setattr(SpanPassGraphs, "_record", fail)
     model = model_of("llama")
@@ -210,9 +282,16 @@ def test_copies_start_without_graphs():
     assert copy.deepcopy(model).graphs is None
 
 
-def test_adapted_models_have_no_graphs():
+@pytest.mark.parametrize("by", ["transformers", "peft"])
+def test_adapted_models_have_no_graphs(by):
+    peft = pytest.importorskip("peft")
     backbone = tiny_model(tiny_config("llama"))
-    backbone._hf_peft_config_loaded = True
+    assert not SpanPassGraphs(backbone, 64)._refused
+    adapter = peft.LoraConfig(target_modules=["q_proj"])
+    if by == "transformers":
+        backbone.add_adapter(adapter)
+    else:
+        peft.get_peft_model(backbone, adapter)
     assert SpanPassGraphs(backbone, 64)._refused
 
 

@@ -272,7 +272,15 @@ def test_error_and_truncation_are_explicit(caplog):
     assert "truncated" in caplog.text
 
 
-def test_out_of_memory_halves_the_budget_and_loses_nothing(monkeypatch, caplog):
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        torch.AcceleratorError("CUDA error: out of memory\nSearch for ..."),
+    ],
+    ids=["for_a_tensor", "of_the_driver"],
+)
+def test_out_of_memory_halves_the_budget_and_loses_nothing(error, monkeypatch, caplog):
     pipe = tiny_pipeline(candidate_labels=LABELS, token_budget=2048)
     documents = [*DOCUMENTS, "Steve Jobs met Tim Cook at Apple " * 30]
     expected = tiny_pipeline(candidate_labels=LABELS)(documents, **EVERYTHING)
@@ -281,7 +289,7 @@ def test_out_of_memory_halves_the_budget_and_loses_nothing(monkeypatch, caplog):
     def scarce(forest, *args):
         sizes.append(forest.num_nodes)
         if forest.num_nodes > 150:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise error
         return score(forest, *args)
 
     monkeypatch.setattr(pipe.model, "score_forest", scarce)
@@ -439,16 +447,38 @@ def test_threads_may_share_a_pipeline(pipe):
         assert_same(one, other)
 
 
-def test_kept_prefixes_are_forgotten_when_weights_change():
+def scale_in_place(model):
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.1)
+
+
+def replace_values(model):
+    for parameter in model.parameters():
+        parameter.data = parameter.data * 1.1
+
+
+def cast(model):
+    replace_values(model)
+    model.double()
+
+
+@pytest.mark.parametrize("change", [scale_in_place, replace_values, cast], ids=lambda change: change.__name__)
+def test_kept_prefixes_are_forgotten_when_weights_change(change):
     native = tiny_native()
     pipe = tiny_pipeline(model=native, candidate_labels=LABELS)
     before = pipe(TEXT, **EVERYTHING)
-    with torch.no_grad():
-        for parameter in pipe.model.parameters():
-            parameter.mul_(1.1)
+    change(pipe.model)
     after = pipe(TEXT, **EVERYTHING)
     assert_same(after, tiny_pipeline(model=native, candidate_labels=LABELS)(TEXT, **EVERYTHING))
     assert before[0]["score"] != pytest.approx(after[0]["score"], abs=1e-4)
+
+
+def test_prefixes_kept_in_inference_mode_serve_outside_of_it():
+    pipe = tiny_pipeline(candidate_labels=LABELS, token_budget=64)  # the document's prefix takes several passes
+    with torch.inference_mode():
+        expected = pipe(TEXT * 4, **EVERYTHING)
+    assert_same(pipe(TEXT * 4, **EVERYTHING), expected)
 
 
 def test_a_source_that_fails_gives_what_came_before_it(pipe):

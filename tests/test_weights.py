@@ -1,5 +1,6 @@
 import pytest
 import torch
+from architectures import tiny_config, tiny_model
 from torch import nn
 
 from decodner_hf.weights_decodner import WeightsWatch
@@ -27,6 +28,14 @@ def replace_parameter(model):
     model[0].bias = fresh
 
 
+def replace_values(model):
+    model[0].weight.data = torch.ones(2, 2)
+
+
+def cast(model):
+    model.double()
+
+
 def replace_module(model):
     model[1] = nn.Linear(2, 2)
 
@@ -45,12 +54,20 @@ def disable_adapters(model):
 
 @pytest.mark.parametrize(
     "change",
-    [write, replace_parameter, replace_module, add_parameter, switch_adapter, disable_adapters],
+    [
+        write,
+        replace_parameter,
+        replace_values,
+        cast,
+        replace_module,
+        add_parameter,
+        switch_adapter,
+        disable_adapters,
+    ],
     ids=lambda change: change.__name__,
 )
 def test_a_change_is_noticed_once(change):
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), Adapted())
-    model._hf_peft_config_loaded = True
     watch = WeightsWatch(model)
     assert not watch.changed()
     change(model)
@@ -62,10 +79,21 @@ def test_adapters_that_came_later_are_watched_too():
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     watch = WeightsWatch(model)
     model[1] = Adapted()
-    model._hf_peft_config_loaded = True
     assert watch.changed()
     model[1].active_adapters = ["second"]
     assert watch.changed()
+
+
+@pytest.mark.parametrize("options", [{}, {"modules_to_save": ["lm_head"]}], ids=["lora", "with_a_whole_module"])
+def test_adapters_that_peft_put_in_by_itself_are_watched(options):
+    peft = pytest.importorskip("peft")
+    backbone = tiny_model(tiny_config("llama"))
+    adapted = peft.get_peft_model(backbone, peft.LoraConfig(target_modules=["q_proj"], **options))
+    watch = WeightsWatch(backbone)
+    with adapted.disable_adapter():
+        assert watch.changed()
+    assert watch.changed()
+    assert not watch.changed()
 
 
 def test_weights_made_for_inference_can_be_watched():
