@@ -41,7 +41,7 @@ class CompileMethods:
         4,096 prefix tokens run as CUDA graphs, where the decoder allows it: the second pass of each size (a multiple
         of 64 to 512 nodes) is captured and takes a few times as long, later ones cost the host next to nothing. See
         `SpanPassGraphs` for the memory that graphs hold.
-        Hooks of the decoder's modules do not run where a graph is replayed.
+        Hooks of the decoder's modules do not run where a graph is replayed; under autocast none is.
         Results stay within the dtype's rounding. A model that is moved or cast afterwards runs uncompiled.
 
         Args:

@@ -47,5 +47,8 @@ class WeightsWatch:
         parameters = [parameter for held in self._parameters for parameter in held.values() if parameter is not None]
         memory = [parameter.data_ptr() if type(parameter) is nn.Parameter else 0 for parameter in parameters]
         written = self.in_place and [0 if parameter.is_inference() else parameter._version for parameter in parameters]
-        adapters = [(tuple(module.active_adapters), module.disable_adapters) for module in self._adapted]
+        adapters = [
+            (tuple(layer.active_adapters), layer.disable_adapters, str(getattr(layer, "scaling", None)))
+            for layer in self._adapted
+        ]
         return children, list(map(id, parameters)), memory, written, adapters

@@ -13,6 +13,7 @@ class Adapted(nn.Module):
         super().__init__()
         self.base_layer = nn.Linear(2, 2)
         self.active_adapters, self.disable_adapters = ["first"], False
+        self.scaling = {"first": 1.0}
 
 
 def write(model):
@@ -52,6 +53,10 @@ def disable_adapters(model):
     model[2].disable_adapters = True
 
 
+def rescale_adapter(model):
+    model[2].scaling["first"] *= 2
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -63,6 +68,7 @@ def disable_adapters(model):
         add_parameter,
         switch_adapter,
         disable_adapters,
+        rescale_adapter,
     ],
     ids=lambda change: change.__name__,
 )
