@@ -354,6 +354,9 @@ REFUSED = {
     "calibrate and threshold": ["--calibrate", "dev", "--threshold", "0.5"],
     "calibrate and selection": ["--calibrate", "dev", "--selection", "exact"],
     "calibrate on what is evaluated": ["--calibrate", "dev", "--split", "dev"],
+    "calibrate on what is evaluated by its other name": ["--calibrate", "valid", "--split", "dev"],
+    "calibrate on the file that is evaluated": ["--calibrate", "{data}/dev.jsonl", "--split", "dev"],
+    "calibrate on the one file": ["--calibrate", "{data}/dev.jsonl", "--dataset", "{data}/dev.jsonl"],
     "zero-shot too": ["--zero-shot"],
     "save what": ["--save-calibration"],
 }
@@ -362,7 +365,7 @@ REFUSED = {
 @pytest.mark.parametrize("arguments", REFUSED.values(), ids=REFUSED.keys())
 def test_wrong_usage_is_refused(files, arguments):
     with pytest.raises(SystemExit) as stop:
-        call(files, *arguments)
+        call(files, *(argument.replace("{data}", str(files / "data")) for argument in arguments))
     assert stop.value.code == 2
 
 
