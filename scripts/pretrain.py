@@ -192,18 +192,18 @@ class Pretrainer:
                 )
                 logged.zero_()
                 since, clock = self.step, now
-                if self._out_of_time(started):
+                if self._is_time(started, options.max_seconds):
                     return self.step == schedule.steps
-                if options.save_seconds and now - saved > options.save_seconds:
+                if self._is_time(saved, options.save_seconds or None):
                     self.save_state()
                     clock = saved = time.monotonic()
         return True
 
-    def _out_of_time(self, started: float) -> bool:
-        """Whether any rank has used its time: all must stop at the same step."""
-        if self.options.max_seconds is None:
+    def _is_time(self, since: float, limit: float | None) -> bool:
+        """Whether `limit` seconds have passed on any rank: what follows is done by all, at the same step."""
+        if limit is None:
             return False
-        late = torch.tensor([float(time.monotonic() - started > self.options.max_seconds)])
+        late = torch.tensor([float(time.monotonic() - since > limit)])
         return bool(self.accelerator.reduce(late.to(self.accelerator.device), "sum").item())
 
     def _one_step(self) -> torch.Tensor:

@@ -78,6 +78,16 @@ def test_a_stopped_run_goes_on_to_the_same_weights(texts, tmp_path):
         assert torch.equal(value, whole[name]), name
 
 
+def test_states_are_saved_when_any_rank_finds_it_time(texts, tmp_path, monkeypatch):
+    saved = []
+    monkeypatch.setattr(pretrain.Pretrainer, "save_state", lambda trainer: saved.append(trainer.step))
+    assert run(texts, tmp_path / "model", save_seconds=1000) == 0
+    assert saved == [5]
+    monkeypatch.setattr(pretrain.Accelerator, "reduce", lambda _, value, how: value + (how == "sum"))  # another's vote
+    assert run(texts, tmp_path / "other", save_seconds=1000) == 0
+    assert saved[1:] == [1, 2, 3, 4, 5, 5]
+
+
 def test_a_state_of_another_run_is_refused(texts, tmp_path, capsys):
     assert run(texts, tmp_path / "model", max_seconds=0) == 3
     assert run(texts, tmp_path / "model", seed=1) == 1
