@@ -321,16 +321,15 @@ def make_optimizer(name: str, model: nn.Module, rate: float, device: torch.devic
 
 
 def prepare_tokenizer(options: argparse.Namespace, say: Callable[[str], None]) -> PreTrainedTokenizerFast:
-    """The tokenizer at --init or --tokenizer, or that of an earlier run, or one trained now."""
-    given = options.tokenizer or options.init
+    """The tokenizer at --init, or that of an earlier run, or one trained now."""
     kept = options.work / "tokenizer"
-    if given is None and not (kept / "tokenizer.json").exists():
+    if options.init is None and not (kept / "tokenizer.json").exists():
         start = time.monotonic()
         trained = train_tokenizer(options.text, options.text_field, options.vocabulary, options.tokenizer_characters)
         marks = {"bos_token": BEGIN, "eos_token": END, "pad_token": PAD}
         PreTrainedTokenizerFast(tokenizer_object=trained, **marks).save_pretrained(kept)
         say(f"trained a tokenizer of {trained.get_vocab_size():,} tokens, {seconds(start)}")
-    return PreTrainedTokenizerFast.from_pretrained(given or kept)
+    return PreTrainedTokenizerFast.from_pretrained(options.init or kept)
 
 
 def seconds(since: float) -> str:
