@@ -110,7 +110,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, required=True, metavar="FILE")
     parser.add_argument("--lines", type=int, default=20_000, help="to write, about")
     parser.add_argument("--apart", type=float, default=0.5, help="share of texts that stand as words")
-    parser.add_argument("--rule", default="text", help="that texts begin with")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
     grammar, generator = Grammar.read(options.templates), random.Random(options.seed)
@@ -119,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     written, seen, name = 0, set[str](), options.templates.stem
     with options.output.open("w", encoding="utf-8") as out:
         for number in range(options.lines * TRIES):
-            lines = [line for line in writer.text(options.rule) if line[0] not in seen]
+            lines = [line for line in writer.text("text") if line[0] not in seen]
             apart = generator.random() < options.apart
             for line in labelled_lines(lines, apart=apart):
                 out.write(json.dumps(line | {"doc": f"{name} {number}"}, ensure_ascii=False) + "\n")
