@@ -55,9 +55,15 @@ class Writer:
 
     def _form(self, slot: Slot) -> Piece:
         """The thing's form; things of one kind in a text have different names, and numbers are drawn anew."""
+        forms = self._forms(slot)
+        if slot.form not in forms:
+            raise ValueError(f"{slot.kind!r} has no form {slot.form!r}, only {sorted(forms)}.")
+        return forms[slot.form]
+
+    def _forms(self, slot: Slot) -> Forms:
         key = (slot.kind, slot.number)
         if self.grammar.kinds[slot.kind].maker in ANEW:
-            return self.makers.make(slot.kind, self.generator)["name"]
+            return self.makers.make(slot.kind, self.generator)
         if key not in self.cast:
             taken = {forms["name"][0] for (kind, _), forms in self.cast.items() if kind == slot.kind}
             for _ in range(TRIES):
@@ -65,9 +71,7 @@ class Writer:
                 if made["name"][0] not in taken:
                     break
             self.cast[key] = made
-        if slot.form not in self.cast[key]:
-            raise ValueError(f"{slot.kind!r} has no form {slot.form!r}, only {sorted(self.cast[key])}.")
-        return self.cast[key][slot.form]
+        return self.cast[key]
 
 
 def changed(text: str, case: str | None) -> str:

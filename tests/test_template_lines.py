@@ -92,9 +92,10 @@ def test_kinds_that_cannot_be_made_are_named(tmp_path, kind, message):
         writer(tmp_path, f"text:\n  {{a}}\n{kind}")
 
 
-def test_a_form_that_a_kind_lacks_is_named(tmp_path):
+@pytest.mark.parametrize("kind", ["person: person", "number: - 0 99"])
+def test_a_form_that_a_kind_lacks_is_named(tmp_path, kind):
     with pytest.raises(ValueError, match="no form 'code'"):
-        writer(tmp_path, "text:\n  {a.code}\n@a = person: person").text("text")
+        writer(tmp_path, f"text:\n  {{a.code}}\n@a = {kind}").text("text")
 
 
 def test_a_thing_is_called_the_same_throughout_a_text_and_two_things_differ(tmp_path):
