@@ -19,7 +19,6 @@ from typing import Any
 README = Path(__file__).parents[1] / "README.md"
 EXAMPLE = re.compile(r"```(?P<kind>python|bash)\n(?P<code>[^`]*)```\s*```text\n(?P<shown>[^`]*)```")
 COMMAND = re.compile(r'\bdecodner (".*)$', flags=re.MULTILINE)
-DECODNER = "import sys; from decodner_command import main; sys.exit(main())"
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,8 @@ def _command_output(code: str) -> str:
     command = COMMAND.search(code)
     if command is None:
         raise ValueError(f'a block of shell with an output must hold a command that begins with decodner ":\n{code}')
-    run = subprocess.run([sys.executable, "-c", DECODNER, *shlex.split(command[1])], capture_output=True, text=True)
+    arguments = [sys.executable, "-m", "decodner_command", *shlex.split(command[1])]
+    run = subprocess.run(arguments, capture_output=True, text=True)
     if run.returncode:
         raise RuntimeError(f"{command[0]}\n{run.stderr}")
     return run.stdout
