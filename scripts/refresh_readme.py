@@ -9,12 +9,13 @@ import contextlib
 import io
 import re
 import shlex
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from decodner_hf import cli
 
 README = Path(__file__).parents[1] / "README.md"
 EXAMPLE = re.compile(r"```(?P<kind>python|bash)\n(?P<code>[^`]*)```\s*```text\n(?P<shown>[^`]*)```")
@@ -57,11 +58,11 @@ def _command_output(code: str) -> str:
     command = COMMAND.search(code)
     if command is None:
         raise ValueError(f'a block of shell with an output must hold a command that begins with decodner ":\n{code}')
-    arguments = [sys.executable, "-m", "decodner_command", *shlex.split(command[1])]
-    run = subprocess.run(arguments, capture_output=True, text=True)
-    if run.returncode:
-        raise RuntimeError(f"{command[0]}\n{run.stderr}")
-    return run.stdout
+    with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.redirect_stderr(io.StringIO()) as said:
+        failed = cli.main(shlex.split(command[1]))
+    if failed:
+        raise RuntimeError(f"{command[0]}\n{said.getvalue()}")
+    return printed.getvalue()
 
 
 def refreshed(readme: str) -> str:
