@@ -280,7 +280,14 @@ class Pretrainer:
         self.model.to(getattr(torch, self.options.save_dtype))
         self.model.save_pretrained(directory, max_shard_size=self.options.max_shard_size)
         self.tokenizer.save_pretrained(directory)
+        config = self.model.config  # that of --init, whatever shape the options name
         record = self._identity() | {
+            "vocabulary": config.vocab_size,
+            "hidden": config.hidden_size,
+            "layers": config.num_hidden_layers,
+            "heads": config.num_attention_heads,
+            "mlp": config.intermediate_size,
+            "max_positions": config.max_position_embeddings,
             "parameters": self.num_parameters,
             "files": [path.name for path in self.options.text],
             "valid_loss": valid_loss,

@@ -146,7 +146,10 @@ def test_muon_leaves_the_head_and_embeddings_to_adamw_whatever_they_are_called()
 
 def test_a_model_can_be_the_start_of_another_run(texts, tmp_path):
     assert run(texts, tmp_path / "first", tokens=1280) == 0
-    assert run(texts, tmp_path / "second", "--init", str(tmp_path / "first"), tokens=128, learning_rate=1e-9) == 0
+    begin = ("--init", str(tmp_path / "first"))
+    assert run(texts, tmp_path / "second", *begin, tokens=128, learning_rate=1e-9, hidden=64, vocabulary=300) == 0
+    record = json.loads((tmp_path / "second" / "pretraining.json").read_text())
+    assert (record["hidden"], record["vocabulary"], record["max_positions"]) == (32, 320, 32)
     first = AutoModelForCausalLM.from_pretrained(tmp_path / "first").state_dict()
     for name, value in AutoModelForCausalLM.from_pretrained(tmp_path / "second").state_dict().items():
         assert torch.allclose(value, first[name], atol=1e-5), name
