@@ -1,9 +1,11 @@
-"""The command `decodner`.
+"""The command `decodner`, also as `python -m decodner_command`.
 
 In: the process's arguments. Out: an exit code.
 A module beside the package, and not inside: importing the package imports torch and transformers, unless this module
 was imported before. So help and messages about wrong arguments come at once.
 """
+
+import sys
 
 
 def main() -> int:
@@ -11,3 +13,7 @@ def main() -> int:
     from decodner_hf.cli import main as run
 
     return run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

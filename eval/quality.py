@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 from robustness import NAMES, variants
-from run_eval import DTYPES, load_pipeline
+from run_eval import load_pipeline
 from zero_shot import CROSSNER, SETS, label_phrases
 
 from decodner_hf import DecodNERPipeline
@@ -28,6 +28,7 @@ from decodner_hf.examples import Example, labels_of, load_examples
 from decodner_hf.label_maps import LabelMap
 from decodner_hf.markdown import markdown_table
 from decodner_hf.passages import Context
+from decodner_hf.pipeline_arguments import DTYPES
 from decodner_hf.span_metrics import span_scores
 
 OK, FAILED = 0, 1

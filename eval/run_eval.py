@@ -26,14 +26,15 @@ from decodner_hf import DecodNERPipeline
 from decodner_hf.calibration import calibrate, reliability
 from decodner_hf.configuration_decodner import FLAT_SELECTIONS, OVERLAPS
 from decodner_hf.evaluation import Decoder, score_examples
+from decodner_hf.example_rows import SPLIT_NAMES
 from decodner_hf.examples import Example, labels_of, load_examples
 from decodner_hf.label_maps import LabelMap
+from decodner_hf.pipeline_arguments import DTYPES
 from decodner_hf.span_metrics import confusion, span_scores
 from decodner_hf.training_arguments import add_context_arguments
 from decodner_hf.training_options import context_of
 
 OK, FAILED = 0, 1
-DTYPES = ("auto", "float32", "float16", "bfloat16")
 AGREEMENT = 1e-9  # of our figures with seqeval's
 DESCRIPTION = """\
 Evaluates named entity recognition: exact span precision, recall and F1 (micro, macro, per label) with a bootstrap
@@ -134,13 +135,17 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--save-calibration and --force go with --calibrate")
     if options.save_calibration and not Path(options.model).is_dir():
         parser.error("--save-calibration needs --model to be a folder")
-    if options.calibrate is not None and not options.force:
-        name = Path(options.calibrate).stem.lower()
-        if "test" in name or options.calibrate == options.split:
-            parser.error(
-                f"--calibrate {options.calibrate}: that would tune on test data; name a dev split, or --force"
-            )
+    if options.calibrate is not None and not options.force and _is_test_data(options):
+        parser.error(f"--calibrate {options.calibrate}: that would tune on test data; name a dev split, or --force")
     return options
+
+
+def _is_test_data(options: argparse.Namespace) -> bool:
+    """Whether --calibrate names a test split, or what is evaluated: by any of its split's names, or as a file."""
+    fitted, evaluated = Path(options.calibrate).resolve(), Path(options.dataset).resolve()
+    names = SPLIT_NAMES.get(options.split, (options.split,))
+    is_split = options.calibrate in names or (fitted.is_file() and fitted.stem in names and fitted.parent == evaluated)
+    return "test" in fitted.stem.lower() or is_split or (fitted.is_file() and fitted == evaluated)
 
 
 def load_pipeline(options: argparse.Namespace) -> DecodNERPipeline:

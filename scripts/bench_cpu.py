@@ -38,7 +38,6 @@ SENTENCES = Path(__file__).parents[1] / "tests" / "default_sentences.jsonl"
 SHOWN = "Apple was founded by Steve Jobs in Cupertino."
 STARTS = 5
 BATCH_TOKENS = (512, 2048, 8192)  # of which re-encoding takes the fastest
-COMMAND = "import sys; from decodner_command import main; sys.exit(main())"
 STAGES = """
 import gc, sys, time
 gc.disable()
@@ -151,7 +150,7 @@ def measure_startup(model: str) -> dict[str, float]:
     """Median seconds of the command line as a whole, of its help, and of its stages, over processes of their own."""
 
     def command(*arguments: str) -> float:
-        finished = [sys.executable, "-c", COMMAND, *arguments]
+        finished = [sys.executable, "-m", "decodner_command", *arguments]
         return clock(lambda: subprocess.run(finished, check=True, capture_output=True), STARTS)
 
     command("--help")  # the files are in memory from here on

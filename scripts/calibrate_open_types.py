@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for entry in json.loads(options.sets.read_text(encoding="utf-8")):
         names = LabelMap.read(entry["label_map"])
         examples = load_examples(entry["path"], entry.get("split", "dev"), label_map=names, limit=entry.get("limit"))
-        labels = list(names.labels)
+        labels = names.labels
         found = score_examples(pipe, examples, candidate_labels=labels)
         scored.append((found, Decoder.of(pipe, found.labels, candidate_labels=labels)))
         print(f"{entry.get('name', entry['path'])}: {len(examples):,} examples, {len(labels)} labels", flush=True)

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -194,26 +195,35 @@ class Runner:
 
     def _note(self, run: _Run) -> bool:
         """Keeps the result of a task that has ended, or shows the end of its log; returns whether it went well."""
-        task, seconds = run.task, time.monotonic() - run.started
-        if run.process.returncode == 0:
+        task, seconds, code = run.task, time.monotonic() - run.started, run.process.returncode
+        reported = [] if code else self._results(task)
+        if reported:
             for checkpoint in (self.settings.work / (task.makes or task.name)).glob("checkpoint-*"):
                 shutil.rmtree(checkpoint)
-            result = {"seconds": seconds, "device": self._device(run.slot), "result": self._result(task)}
+            result = {"seconds": seconds, "device": self._device(run.slot), "result": reported[-1]}
             self.results[task.name] = task.recipe | result
             write_results(self.settings.out, self.results)
             print(f"done {task.name}, {seconds:.0f} s", flush=True)
         else:
             self.failed.append(task)
             tail = self._log(task).read_text("utf-8", "replace").splitlines()[-LOG_LINES:]
-            print(f"FAILED {task.name}, exit code {run.process.returncode}; the end of {self._log(task)}:")
+            why = f"exit code {code}" if code else "no result"
+            print(f"FAILED {task.name}, {why}; the end of {self._log(task)}:")
             print("\n".join(tail), flush=True)
-        return run.process.returncode == 0
+        return bool(reported)
 
-    def _result(self, task: Task) -> Any:
-        """What the command wrote where it was told to; without such a file, the last line that it printed."""
+    def _results(self, task: Task) -> list[Any]:
+        """What the command wrote where it was told to, or printed in lines of JSON; warnings may follow the last."""
         if "{result}" in task.command:
-            return json.loads(self._reported(task).read_text("utf-8"))
-        return json.loads(self._log(task).read_text("utf-8").splitlines()[-1])
+            path = self._reported(task)
+            texts = [path.read_text("utf-8")] if path.is_file() else []
+        else:
+            texts = self._log(task).read_text("utf-8", "replace").splitlines()
+        found = []
+        for text in texts:
+            with suppress(ValueError):
+                found.append(json.loads(text))
+        return found
 
     def _kill(self, run: _Run) -> None:
         if run.process.poll() is None:

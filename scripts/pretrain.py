@@ -192,18 +192,18 @@ class Pretrainer:
                 )
                 logged.zero_()
                 since, clock = self.step, now
-                if self._out_of_time(started):
+                if self._is_time(started, options.max_seconds):
                     return self.step == schedule.steps
-                if options.save_seconds and now - saved > options.save_seconds:
+                if self._is_time(saved, options.save_seconds or None):
                     self.save_state()
                     clock = saved = time.monotonic()
         return True
 
-    def _out_of_time(self, started: float) -> bool:
-        """Whether any rank has used its time: all must stop at the same step."""
-        if self.options.max_seconds is None:
+    def _is_time(self, since: float, limit: float | None) -> bool:
+        """Whether `limit` seconds have passed on any rank: what follows is done by all, at the same step."""
+        if limit is None:
             return False
-        late = torch.tensor([float(time.monotonic() - started > self.options.max_seconds)])
+        late = torch.tensor([float(time.monotonic() - since > limit)])
         return bool(self.accelerator.reduce(late.to(self.accelerator.device), "sum").item())
 
     def _one_step(self) -> torch.Tensor:
@@ -280,7 +280,14 @@ class Pretrainer:
         self.model.to(getattr(torch, self.options.save_dtype))
         self.model.save_pretrained(directory, max_shard_size=self.options.max_shard_size)
         self.tokenizer.save_pretrained(directory)
+        config = self.model.config  # that of --init, whatever shape the options name
         record = self._identity() | {
+            "vocabulary": config.vocab_size,
+            "hidden": config.hidden_size,
+            "layers": config.num_hidden_layers,
+            "heads": config.num_attention_heads,
+            "mlp": config.intermediate_size,
+            "max_positions": config.max_position_embeddings,
             "parameters": self.num_parameters,
             "files": [path.name for path in self.options.text],
             "valid_loss": valid_loss,
@@ -321,16 +328,15 @@ def make_optimizer(name: str, model: nn.Module, rate: float, device: torch.devic
 
 
 def prepare_tokenizer(options: argparse.Namespace, say: Callable[[str], None]) -> PreTrainedTokenizerFast:
-    """The tokenizer at --init or --tokenizer, or that of an earlier run, or one trained now."""
-    given = options.tokenizer or options.init
+    """The tokenizer at --init, or that of an earlier run, or one trained now."""
     kept = options.work / "tokenizer"
-    if given is None and not (kept / "tokenizer.json").exists():
+    if options.init is None and not (kept / "tokenizer.json").exists():
         start = time.monotonic()
         trained = train_tokenizer(options.text, options.text_field, options.vocabulary, options.tokenizer_characters)
         marks = {"bos_token": BEGIN, "eos_token": END, "pad_token": PAD}
         PreTrainedTokenizerFast(tokenizer_object=trained, **marks).save_pretrained(kept)
         say(f"trained a tokenizer of {trained.get_vocab_size():,} tokens, {seconds(start)}")
-    return PreTrainedTokenizerFast.from_pretrained(given or kept)
+    return PreTrainedTokenizerFast.from_pretrained(options.init or kept)
 
 
 def seconds(since: float) -> str:

@@ -18,7 +18,6 @@ def parse(argv: Sequence[str] | None, description: str) -> argparse.Namespace:
     data.add_argument("--valid-documents", default=200, help="held out, for the loss at the end", **whole)
     data.add_argument("--vocabulary", default=16384, help="tokens", **whole)
     data.add_argument("--tokenizer-characters", default=60_000_000, help="to train the tokenizer on", **whole)
-    data.add_argument("--tokenizer", type=Path, metavar="DIR", help="take this tokenizer instead")
     shape = parser.add_argument_group("model")
     shape.add_argument(
         "--init", type=Path, metavar="DIR", help="go on from this model, with its tokenizer, under a new schedule"
@@ -50,9 +49,7 @@ def parse(argv: Sequence[str] | None, description: str) -> argparse.Namespace:
     missing = [str(path) for path in options.text if not path.is_file()]
     if missing:
         parser.error(f"argument --text: no such file: {', '.join(missing)}")
-    for name in ("init", "tokenizer"):
-        folder = getattr(options, name)
-        if folder is not None and not folder.is_dir():
-            parser.error(f"argument --{name}: no such folder: {folder}")
+    if options.init is not None and not options.init.is_dir():
+        parser.error(f"argument --init: no such folder: {options.init}")
     options.text = sorted(options.text)
     return options

@@ -9,17 +9,17 @@ import contextlib
 import io
 import re
 import shlex
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from decodner_hf import cli
+
 README = Path(__file__).parents[1] / "README.md"
 EXAMPLE = re.compile(r"```(?P<kind>python|bash)\n(?P<code>[^`]*)```\s*```text\n(?P<shown>[^`]*)```")
 COMMAND = re.compile(r'\bdecodner (".*)$', flags=re.MULTILINE)
-DECODNER = "import sys; from decodner_command import main; sys.exit(main())"
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,11 @@ def _command_output(code: str) -> str:
     command = COMMAND.search(code)
     if command is None:
         raise ValueError(f'a block of shell with an output must hold a command that begins with decodner ":\n{code}')
-    run = subprocess.run([sys.executable, "-c", DECODNER, *shlex.split(command[1])], capture_output=True, text=True)
-    if run.returncode:
-        raise RuntimeError(f"{command[0]}\n{run.stderr}")
-    return run.stdout
+    with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.redirect_stderr(io.StringIO()) as said:
+        failed = cli.main(shlex.split(command[1]))
+    if failed:
+        raise RuntimeError(f"{command[0]}\n{said.getvalue()}")
+    return printed.getvalue()
 
 
 def refreshed(readme: str) -> str:

@@ -76,7 +76,7 @@ class NameDictionary:
         longest: the first token of names -> the most tokens that one has.
         comma_names: "Frankfort , Kentucky" -> type of what is before the comma.
         quoted: names of works that are only to be believed between quotation marks.
-        titles: an article's title -> the type of its subject, None where unknown.
+        titles: an article's title -> the type of its subject, where that is known.
         first_names, last_names: of people.
         types: labels that the taxonomy lacks but the dictionary has, with their number of names.
     """
@@ -85,7 +85,7 @@ class NameDictionary:
     longest: dict[str, int]
     comma_names: dict[str, str]
     quoted: dict[str, str]
-    titles: dict[str, str | None]
+    titles: dict[str, str]
     first_names: frozenset[str]
     last_names: frozenset[str]
     types: dict[str, int]

@@ -55,9 +55,7 @@ def make_dictionary(options: argparse.Namespace, taxonomy: Taxonomy) -> tuple[Na
     """Reads the corpus once, and the definitions."""
     counts = WordCounts()
     builder = DictionaryBuilder(taxonomy, counts, options.rare_below)
-    for number, article in enumerate(read_articles(options.text)):
-        if options.max_articles and number >= options.max_articles:
-            break
+    for article in read_articles(options.text):
         counts.add(article["text"][:COUNTED_CHARACTERS])
         builder.add_article(article["title"], article["text"])
     for path in options.definitions:
@@ -68,9 +66,7 @@ def make_dictionary(options: argparse.Namespace, taxonomy: Taxonomy) -> tuple[Na
 
 def annotate(options: argparse.Namespace, matcher: ArticleMatcher) -> Iterator[tuple[str, Sentence]]:
     """(article id, sentence) of all sentences in which every name is known; some hold none."""
-    for number, article in enumerate(read_articles(options.text)):
-        if options.max_articles and number >= options.max_articles:
-            return
+    for article in read_articles(options.text):
         matcher.start(article["title"])
         for text in split_sentences(article["text"]):
             sentence = matcher.sentence(text)
@@ -184,14 +180,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--passages", type=Path, metavar="FILE", help="also write passages, here")
     parser.add_argument("--max-passages", type=int, default=12_000)
     parser.add_argument("--names", type=Path, metavar="FILE", help="write the names of every type here")
-    parser.add_argument("--max-articles", type=int, default=0, help="to read; 0 for all")
     parser.add_argument("--rare-below", type=int, default=30, help="names that a type outside the taxonomy needs")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
     if missing := [str(path) for path in (*options.text, *options.definitions, options.types) if not path.is_file()]:
         parser.error(f"no such file: {', '.join(missing)}")
-    if options.max_sentences < 1:
-        parser.error(f"argument --max-sentences: {options.max_sentences}: give at least 1")
+    for name, number in (("--max-sentences", options.max_sentences), ("--max-passages", options.max_passages)):
+        if number < 1:
+            parser.error(f"argument {name}: {number}: give at least 1")
     options.text = sorted(options.text)
     return options
 

@@ -126,7 +126,7 @@ class NamePatterns:
         for at in (number for number, token in enumerate(tokens) if token == "national"):
             end = next((i for i in range(at + 1, min(at + 6, len(tokens))) if not tokens[i].islower()), at + 6)
             if "team" in tokens[at:end]:
-                start = at - 2 if tokens[at - 1 : at] in (["men's"], ["women's"], ["'s"]) else at - 1
+                start = at - 2 if tokens[at - 1 : at] == ["'s"] else at - 1
                 start -= tokens[start : start + 1] in (["men"], ["women"])
                 land = self.taxonomy.coarse(self.names.labels.get(tokens[start], "")) if start >= 0 else ""
                 if land in ("nationality", "location"):

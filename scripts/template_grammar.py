@@ -14,6 +14,7 @@ from pathlib import Path
 SLOT = re.compile(r"(?P<kind>[a-z_]+)(?P<number>\d*)(?:\.(?P<form>[a-z]+))?(?::(?P<case>upper|lower|title))?$")
 RULE = re.compile(r"(?P<name>[a-z_]+)(?::(?P<case>upper|lower|title))?$")
 CLOSING = {"[": "]", "{": "}", "<": ">"}
+STRAY = "]}>|"  # where they are not expected
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,9 @@ class Grammar:
                 continue
             if line[0] != " ":
                 blocks.append((line.strip(), []))
-            elif blocks:
+            elif not blocks:
+                raise ValueError(f"{line.strip()!r} belongs to no rule and no kind: {path} must begin with one.")
+            else:
                 blocks[-1][1].append(line.strip())
         for head, body in blocks:
             grammar._add(head, body)
@@ -112,15 +115,15 @@ class Grammar:
 
 def parse(text: str) -> Sequence_:
     """The nodes of an alternative."""
-    nodes, end = _sequence(text, 0, "")
-    assert end == len(text)
-    return nodes
+    return _sequence(text, 0, "")[0]
 
 
 def _sequence(text: str, at: int, stops: str) -> tuple[Sequence_, int]:
     nodes: list[Node] = []
     plain = ""
     while at < len(text) and text[at] not in stops:
+        if text[at] in STRAY:
+            raise ValueError(f"{text[at:]!r} closes or divides nothing in {text!r}.")
         if text[at] not in CLOSING:
             plain, at = plain + text[at], at + 1
             continue

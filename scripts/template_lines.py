@@ -55,9 +55,15 @@ class Writer:
 
     def _form(self, slot: Slot) -> Piece:
         """The thing's form; things of one kind in a text have different names, and numbers are drawn anew."""
+        forms = self._forms(slot)
+        if slot.form not in forms:
+            raise ValueError(f"{slot.kind!r} has no form {slot.form!r}, only {sorted(forms)}.")
+        return forms[slot.form]
+
+    def _forms(self, slot: Slot) -> Forms:
         key = (slot.kind, slot.number)
         if self.grammar.kinds[slot.kind].maker in ANEW:
-            return self.makers.make(slot.kind, self.generator)["name"]
+            return self.makers.make(slot.kind, self.generator)
         if key not in self.cast:
             taken = {forms["name"][0] for (kind, _), forms in self.cast.items() if kind == slot.kind}
             for _ in range(TRIES):
@@ -65,9 +71,7 @@ class Writer:
                 if made["name"][0] not in taken:
                     break
             self.cast[key] = made
-        if slot.form not in self.cast[key]:
-            raise ValueError(f"{slot.kind!r} has no form {slot.form!r}, only {sorted(self.cast[key])}.")
-        return self.cast[key][slot.form]
+        return self.cast[key]
 
 
 def changed(text: str, case: str | None) -> str:
@@ -110,7 +114,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, required=True, metavar="FILE")
     parser.add_argument("--lines", type=int, default=20_000, help="to write, about")
     parser.add_argument("--apart", type=float, default=0.5, help="share of texts that stand as words")
-    parser.add_argument("--rule", default="text", help="that texts begin with")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
     grammar, generator = Grammar.read(options.templates), random.Random(options.seed)
@@ -119,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     written, seen, name = 0, set[str](), options.templates.stem
     with options.output.open("w", encoding="utf-8") as out:
         for number in range(options.lines * TRIES):
-            lines = [line for line in writer.text(options.rule) if line[0] not in seen]
+            lines = [line for line in writer.text("text") if line[0] not in seen]
             apart = generator.random() < options.apart
             for line in labelled_lines(lines, apart=apart):
                 out.write(json.dumps(line | {"doc": f"{name} {number}"}, ensure_ascii=False) + "\n")

@@ -21,6 +21,7 @@ from transformers import AutoModelForTokenClassification, AutoTokenizer
 
 from decodner_hf.examples import Example, labels_of, load_examples
 from decodner_hf.span_metrics import precision_recall_f1
+from decodner_hf.tags import tags_to_entities
 
 FORMS = ("causal", "second-copy")
 IGNORED = -100
@@ -79,20 +80,6 @@ def collate(items: Sequence[Tagged], device: torch.device) -> tuple[dict[str, to
     return {"input_ids": on_device[0], "attention_mask": on_device[1]}, on_device[2]
 
 
-def spans_of(tags: Sequence[int], labels: Sequence[str]) -> set[tuple[int, int, str]]:
-    """Spans of a tag sequence; an inside tag that continues nothing begins a span."""
-    spans: set[tuple[int, int, str]] = set()
-    start, open_label = 0, None
-    for index, tag in enumerate([*tags, 0]):
-        label = None if tag == 0 else labels[(tag - 1) // 2]
-        begins = tag % 2 == 1 or label != open_label
-        if begins and open_label is not None:
-            spans.add((start, index, open_label))
-        if begins:
-            start, open_label = index, label
-    return spans
-
-
 def train(model: Any, data: list[Tagged], options: argparse.Namespace, rate: float, device: torch.device) -> None:
     """AdamW with a linear warm-up and a cosine down."""
     generator = np.random.default_rng(options.seed)
@@ -123,12 +110,13 @@ def evaluate(
 ) -> dict[str, float]:
     """Exact-span precision, recall and F1."""
     model.eval()
+    names = ["O", *(f"{prefix}-{label}" for label in labels for prefix in "BI")]
     right = found = 0
     for chosen in batches(data, 4 * batch, None):
         items = [data[index] for index in chosen]
         best = model(**collate(items, device)[0]).logits.argmax(-1).cpu().numpy()
         for item, row in zip(items, best, strict=True):
-            own = spans_of(row[item.tag_tokens].tolist(), labels)
+            own = set(tags_to_entities([names[tag] for tag in row[item.tag_tokens].tolist()]))
             right, found = right + len(own & item.spans), found + len(own)
     figures = precision_recall_f1(right, found, sum(len(item.spans) for item in data))
     return dict(zip(("precision", "recall", "f1"), figures.tolist(), strict=True))

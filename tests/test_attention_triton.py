@@ -30,16 +30,9 @@ from decodner_hf.attention_decodner_triton import (  # triton reads TRITON_INTER
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 interpreter = pytest.mark.skipif(not INTERPRETED, reason="needs TRITON_INTERPRET=1")
-HAS_GPU = torch.cuda.is_available() and not INTERPRETED
 SMALL = KernelConfig(32, 16, 16, num_warps=4, num_stages=1, max_registers=255, tma=False, resident=1)
 SMALL_TMA = replace(SMALL, tma=True)
 SPLIT = replace(SMALL, resident=1000)
-
-
-def gpu(test):
-    return pytest.mark.gpu(pytest.mark.skipif(not HAS_GPU, reason="needs a CUDA GPU, without TRITON_INTERPRET")(test))
-
-
 EVERYTHING = LayerWindow()
 
 
@@ -340,7 +333,7 @@ GPU_LAYERS = {
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 
 
-@gpu
+@pytest.mark.gpu
 @pytest.mark.usefixtures("nan_memory")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layer", GPU_LAYERS.values(), ids=GPU_LAYERS.keys())
@@ -348,7 +341,7 @@ def test_kernel_equals_the_reference(layer, dtype):
     check_layer(layer, dtype, "cuda")
 
 
-@gpu
+@pytest.mark.gpu
 @pytest.mark.usefixtures("nan_memory")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("prefix", [0, 1, 100, 513])
@@ -357,7 +350,7 @@ def test_kernel_at_the_edges_of_tiles(nodes, prefix, dtype):
     check_layer(Layer(nodes, prefix, 8, 2, 64, 64), dtype, "cuda", seed=nodes)
 
 
-@gpu
+@pytest.mark.gpu
 @pytest.mark.usefixtures("nan_memory")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("nodes", [1, 63, 257])
@@ -372,7 +365,7 @@ def test_kernel_with_its_prefix_split(size, nodes, dtype, monkeypatch):
     assert launched[0] > 1
 
 
-@gpu
+@pytest.mark.gpu
 def test_kernel_gives_the_same_bits_again_and_inside_a_cuda_graph():
     layer = Layer(1000, 513, 8, 2, 64, 64)
     random = np.random.default_rng(0)
@@ -389,7 +382,7 @@ def test_kernel_gives_the_same_bits_again_and_inside_a_cuda_graph():
     assert torch.equal(captured, expected)
 
 
-@gpu
+@pytest.mark.gpu
 def test_attention_takes_the_kernel_on_a_gpu_unless_gradients_are_wanted(monkeypatch):
     calls = []
     monkeypatch.setattr(

@@ -1,6 +1,8 @@
+import json
 from dataclasses import replace
 from itertools import product
 
+import calibrate_open_types
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -18,7 +20,7 @@ from decodner_hf.calibration import (
     negative_log_likelihood,
     reliability,
 )
-from decodner_hf.evaluation import Decoder, ScoredExamples, evaluate
+from decodner_hf.evaluation import Decoder, ScoredExamples, evaluate, score_examples
 from decodner_hf.examples import Example
 from decodner_hf.span_metrics import SpanTable, span_scores
 
@@ -214,3 +216,24 @@ def test_sets_without_gold_candidates_are_refused():
         fit_jointly([(nothing, Decoder((0.5, 0.5), 1.0, "flat", "greedy"))])
     with pytest.raises(ValueError, match="no set to calibrate on"):
         fit_jointly([])
+
+
+def test_the_command_fits_with_the_labels_as_they_are_asked_for_and_saves(tmp_path, capsys):
+    tiny_pipeline().save_pretrained(tmp_path / "model")
+    row = {"tokens": ["Tim", "Cook", "runs", "Apple"], "entities": [[0, 2, "PER"], [3, 4, "ORG"]]}
+    (tmp_path / "dev.jsonl").write_text(json.dumps(row))
+    names = {"PER": {"label": "person", "description": "a named human being"}, "ORG": "company"}
+    (tmp_path / "sets.json").write_text(json.dumps([{"path": str(tmp_path), "label_map": names}]))
+    command = ["--model", str(tmp_path / "model"), "--sets", str(tmp_path / "sets.json"), "--labels", "person", "city"]
+    assert calibrate_open_types.main([*command, "--max-positions", "384"]) == 0
+    printed = json.loads(capsys.readouterr().out.splitlines()[-1])
+    config = DecodNERConfig.from_pretrained(tmp_path / "model")
+    assert (config.temperature, config.threshold) == (printed["temperature"], printed["threshold"])
+    assert config.labels == {"person": None, "city": None}
+    assert config.text_config.max_position_embeddings == 384
+    asked = {"person": "a named human being", "company": None}
+    example = Example(row["tokens"], ((0, 2, "person"), (3, 4, "company")))
+    scored = score_examples(tiny_pipeline(), [example], candidate_labels=asked)
+    expected = fit_jointly([(scored, Decoder((0.5, 0.5)))])
+    assert printed["nll"] == pytest.approx(expected.nll, rel=1e-4)
+    assert printed["threshold"] == expected.threshold

@@ -11,6 +11,7 @@ from decimal import Decimal
 from html.parser import HTMLParser
 from itertools import islice, pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -218,17 +219,29 @@ def test_wrong_usage_exits_with_2_before_anything_is_loaded(pipe, capsys, argume
     assert pipe.annotated == []
 
 
-def test_options_reach_the_pipeline():
-    def threshold_of(*arguments):
-        return cli._threshold(cli._parse(["tag", "text", "--model", "m", *arguments]))
+def test_options_reach_the_pipeline(pipe, monkeypatch):
+    given = {}
+    pipe.model = SimpleNamespace(config=SimpleNamespace(entity_labels=["A"]))
+    monkeypatch.setattr(cli, "load_pipeline", LOAD_PIPELINE)
+    monkeypatch.setattr("transformers.pipeline", lambda *_, **options: given.update(options) or pipe)
 
-    assert threshold_of() is None
-    assert threshold_of("--threshold", "0") == 0.0
-    assert threshold_of("--label-threshold", "A=b=0.3") == {"A=b": 0.3}
-    mixed = threshold_of("--labels", "A", "B=a thing", "--threshold", "0.2", "--label-threshold", "B=0.7")
-    assert mixed == {"A": 0.2, "B": 0.7}
-    options = cli._parse(["tag", "text", "--model", "m", "--labels", "A", "B=a = thing"])
-    assert options.labels == {"A": None, "B": "a = thing"}
+    def asked(*arguments):
+        given.clear()
+        assert cli.main(["text", "--model", "m", *arguments]) == 0
+        return {name: given.get(name) for name in ("model", "candidate_labels", "threshold", "overlap", "dtype")}
+
+    plain = {"model": "m", "candidate_labels": None, "threshold": None, "overlap": None, "dtype": "auto"}
+    assert asked() == plain
+    assert asked("--threshold", "0", "--overlap", "all") == plain | {"threshold": 0.0, "overlap": "all"}
+    assert asked("--label-threshold", "A=b=0.3", "--dtype", "float16") == plain | {
+        "threshold": {"A=b": 0.3},
+        "dtype": "float16",
+    }
+    labels = ("--labels", "A", "B=a = thing", "--threshold", "0.2", "--label-threshold", "B=0.7")
+    assert asked(*labels) == plain | {
+        "candidate_labels": {"A": None, "B": "a = thing"},
+        "threshold": {"A": 0.2, "B": 0.7},
+    }
 
 
 @pytest.mark.parametrize(

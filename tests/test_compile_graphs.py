@@ -1,5 +1,4 @@
 import copy
-import os
 
 import numpy as np
 import pytest
@@ -23,10 +22,6 @@ from decodner_hf.fixed_inputs_decodner import PREFIX_SIZES, PassSize
 from decodner_hf.forest_decodner import rows_forest
 from decodner_hf.graphs_decodner import Captured, SpanPassGraphs
 from decodner_hf.streaming_decodner import cut
-
-needs_gpu = pytest.mark.skipif(
-    not torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1", reason="needs a CUDA GPU"
-)
 
 
 class Rerun:
@@ -307,7 +302,6 @@ def gpu_scores(model, lengths, seed):
     return model.score_forest(random_forest(size, prefix_length), SYMBOLS, model.encode_prefix(tokens)).float()
 
 
-@needs_gpu
 @pytest.mark.gpu
 def test_cuda_graphs_are_as_exact_as_passes_without_them():
     plain, model, exact = gpu_model(), gpu_model(), gpu_model().float()
@@ -325,7 +319,6 @@ def test_cuda_graphs_are_as_exact_as_passes_without_them():
     assert counters["stats"]["unique_graphs"] == 1
 
 
-@needs_gpu
 @pytest.mark.gpu
 def test_results_of_passes_in_a_row_are_their_own():
     model = gpu_model()
@@ -342,7 +335,6 @@ def test_results_of_passes_in_a_row_are_their_own():
         assert torch.equal(found.cpu(), expected)
 
 
-@needs_gpu
 @pytest.mark.gpu
 def test_memory_does_not_grow_with_passes_or_prompts():
     model = gpu_model()
@@ -357,7 +349,6 @@ def test_memory_does_not_grow_with_passes_or_prompts():
     )  # eight prompts, had they been kept, are seven times as much
 
 
-@needs_gpu
 @pytest.mark.gpu
 def test_a_decoder_that_waits_for_the_gpu_gets_no_graphs():
     model = gpu_model(rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0})
@@ -366,7 +357,6 @@ def test_a_decoder_that_waits_for_the_gpu_gets_no_graphs():
     assert gpu_scores(model, (30, SIZES[0]), 0).isfinite().all()
 
 
-@needs_gpu
 @pytest.mark.gpu
 def test_a_corpus_met_before_captures_and_compiles_nothing_more():
     texts = [f"Steve Jobs founded Apple number {number} in Cupertino, it is said." for number in range(200)]

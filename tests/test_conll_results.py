@@ -1,6 +1,5 @@
 import json
 import os
-import sys
 from argparse import ArgumentParser
 from pathlib import Path
 
@@ -83,6 +82,18 @@ def test_a_task_that_fails_stops_only_those_that_need_it(settings, capsys):
     assert "\nwhy\n" in said
 
 
+def test_a_result_is_found_before_warnings_at_exit_and_without_one_a_task_has_failed(settings, capsys):
+    warning = "print('[W] leaked\\n1 semaphore', file=sys.stderr)"
+    warns = Task("warns", "a", code(f"print(json.dumps({{'f1': 1}}), flush=True)\n{warning}"))
+    silent = Task("silent", "a", code("print('nothing')"))
+    slow = Task("slow", "a", code("time.sleep(0.5)\nprint(2)"))
+    assert run([warns, silent, slow], settings(jobs_per_gpu=3)) == [silent]
+    assert {name: entry["result"] for name, entry in read_results(settings().out).items()} == {
+        "warns": {"f1": 1}, "slow": 2,
+    }  # fmt: skip
+    assert "FAILED silent, no result" in capsys.readouterr().out
+
+
 def test_a_run_cut_by_time_keeps_what_is_finished_and_leaves_no_process(settings, tmp_path):
     mark = tmp_path / "mark"
     slow = Task(
@@ -148,7 +159,6 @@ def test_every_command_is_one_that_its_parser_takes(options):
             assert (parsed.epochs, parsed.warmup) == (3, 0.1)
             assert parsed.none_weight == {"none-weight-0.5": 0.5, "none-weight-2": 2.0}.get(task.name, 0.25)
             assert parsed.context == context(task.name)
-    sys.path.remove(str(EVAL))
 
 
 def test_another_start_is_tuned_and_measured_as_the_backbone_is(options, tmp_path):

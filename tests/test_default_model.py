@@ -46,13 +46,12 @@ def test_a_pipeline_without_arguments_finds_the_entities_that_the_readme_shows(n
 
 
 def test_the_command_finds_the_same_without_a_model_a_cache_or_a_network(tmp_path):
-    program = "import sys; from decodner_command import main; sys.exit(main())"
     strangers = ("DECODNER_MODEL", "HF_HUB_CACHE", "TRANSFORMERS_CACHE")
     environment = {name: value for name, value in os.environ.items() if name not in strangers}
     root = str(Path(decodner_hf.__file__).parents[1])
     environment |= {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "PYTHONPATH": root}
     run = subprocess.run(
-        [sys.executable, "-c", program, SHOWN, "--format", "jsonl", "--device", "cpu"],
+        [sys.executable, "-m", "decodner_command", SHOWN, "--format", "jsonl", "--device", "cpu"],
         capture_output=True, text=True, cwd=tmp_path, env=environment,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr

@@ -354,6 +354,9 @@ REFUSED = {
     "calibrate and threshold": ["--calibrate", "dev", "--threshold", "0.5"],
     "calibrate and selection": ["--calibrate", "dev", "--selection", "exact"],
     "calibrate on what is evaluated": ["--calibrate", "dev", "--split", "dev"],
+    "calibrate on what is evaluated by its other name": ["--calibrate", "valid", "--split", "dev"],
+    "calibrate on the file that is evaluated": ["--calibrate", "{data}/dev.jsonl", "--split", "dev"],
+    "calibrate on the one file": ["--calibrate", "{data}/dev.jsonl", "--dataset", "{data}/dev.jsonl"],
     "zero-shot too": ["--zero-shot"],
     "save what": ["--save-calibration"],
 }
@@ -362,7 +365,7 @@ REFUSED = {
 @pytest.mark.parametrize("arguments", REFUSED.values(), ids=REFUSED.keys())
 def test_wrong_usage_is_refused(files, arguments):
     with pytest.raises(SystemExit) as stop:
-        call(files, *arguments)
+        call(files, *(argument.replace("{data}", str(files / "data")) for argument in arguments))
     assert stop.value.code == 2
 
 
@@ -409,7 +412,7 @@ def test_zero_shot_asks_for_phrases_and_leaves_misc_out(files, capsys):
     assert labels["mit_movie_eng"] == ["country", "misc"]
     average = np.mean([result["scores"]["f1"] for result in results["sets"].values()])
     assert results["average_f1"] == pytest.approx(average)
-    assert f"average {100 * average:36.2f}"[-6:] in capsys.readouterr().out
+    assert f"{'average':38} {100 * average:6.2f}\n" in capsys.readouterr().out
 
 
 def test_zero_shot_names_the_sets_that_are_missing(tmp_path, capsys):

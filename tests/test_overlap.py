@@ -1,3 +1,5 @@
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -75,11 +77,12 @@ def test_results_before_a_failing_pass_are_not_lost(pipe, monkeypatch):
 def test_results_do_not_wait_for_a_slow_source(pipe, monkeypatch):
     monkeypatch.setattr(streaming_decodner, "DOCUMENTS_AT_ONCE", 1)
     wait = streaming_decodner.ThreadPoolExecutor(1)
-    given = []
+    given, end = [], time.monotonic() + 20
 
     def source():
         for text in TEXTS[:3]:
             while len(found) < len(given) - 1:  # at most one document is read beyond the last result
+                assert time.monotonic() < end, "results wait for documents that have not come"
                 wait.submit(lambda: None).result()
             given.append(text)
             yield text

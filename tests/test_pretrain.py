@@ -78,6 +78,16 @@ def test_a_stopped_run_goes_on_to_the_same_weights(texts, tmp_path):
         assert torch.equal(value, whole[name]), name
 
 
+def test_states_are_saved_when_any_rank_finds_it_time(texts, tmp_path, monkeypatch):
+    saved = []
+    monkeypatch.setattr(pretrain.Pretrainer, "save_state", lambda trainer: saved.append(trainer.step))
+    assert run(texts, tmp_path / "model", save_seconds=1000) == 0
+    assert saved == [5]
+    monkeypatch.setattr(pretrain.Accelerator, "reduce", lambda _, value, how: value + (how == "sum"))  # another's vote
+    assert run(texts, tmp_path / "other", save_seconds=1000) == 0
+    assert saved[1:] == [1, 2, 3, 4, 5, 5]
+
+
 def test_a_state_of_another_run_is_refused(texts, tmp_path, capsys):
     assert run(texts, tmp_path / "model", max_seconds=0) == 3
     assert run(texts, tmp_path / "model", seed=1) == 1
@@ -136,7 +146,10 @@ def test_muon_leaves_the_head_and_embeddings_to_adamw_whatever_they_are_called()
 
 def test_a_model_can_be_the_start_of_another_run(texts, tmp_path):
     assert run(texts, tmp_path / "first", tokens=1280) == 0
-    assert run(texts, tmp_path / "second", "--init", str(tmp_path / "first"), tokens=128, learning_rate=1e-9) == 0
+    begin = ("--init", str(tmp_path / "first"))
+    assert run(texts, tmp_path / "second", *begin, tokens=128, learning_rate=1e-9, hidden=64, vocabulary=300) == 0
+    record = json.loads((tmp_path / "second" / "pretraining.json").read_text())
+    assert (record["hidden"], record["vocabulary"], record["max_positions"]) == (32, 320, 32)
     first = AutoModelForCausalLM.from_pretrained(tmp_path / "first").state_dict()
     for name, value in AutoModelForCausalLM.from_pretrained(tmp_path / "second").state_dict().items():
         assert torch.allclose(value, first[name], atol=1e-5), name

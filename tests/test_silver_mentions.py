@@ -302,3 +302,10 @@ def test_a_missing_file_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
         silver_mentions.main(["--text", str(tmp_path / "none.jsonl"), "--output", "x"])
     assert "no such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--max-sentences", "--max-passages"])
+def test_a_number_below_one_is_refused(capsys, option):
+    with pytest.raises(SystemExit):
+        silver_mentions.main(["--text", str(TYPES), "--output", "x", option, "0"])
+    assert f"argument {option}: 0: give at least 1" in capsys.readouterr().err

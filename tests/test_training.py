@@ -4,6 +4,8 @@ import json
 import numpy as np
 import pytest
 import torch
+from architectures import tiny_config, tiny_model
+from safetensors.torch import load_file, save_file
 from tiny_pipelines import tiny_native
 from tokenizers_for_tests import byte_level_single_digits
 from torch.nn.attention.flex_attention import flex_attention
@@ -16,7 +18,7 @@ from decodner_hf.examples import Example
 from decodner_hf.overlaps import drop_overlaps
 from decodner_hf.passages import Context
 from decodner_hf.trainer import SpanTrainer, span_loss
-from decodner_hf.training import add_train_arguments, run_train
+from decodner_hf.training import add_lora, add_train_arguments, run_train
 from decodner_hf.training_documents import UNLABELLED, TrainingSource, encode_sources
 from decodner_hf.training_prompts import OpenPrompter, OpenTypes, fixed_prompt
 from decodner_hf.training_rows import PackedRows
@@ -52,8 +54,6 @@ def tiny_classifier(model_type="llama"):
     if model_type == "llama":
         native = tiny_native(hidden_size=32)
     else:
-        from architectures import tiny_config, tiny_model
-
         sizes = {"vocab_size": len(byte_level_single_digits()), "max_position_embeddings": 512}
         native = tiny_model(tiny_config(model_type, **sizes))
     torch.manual_seed(1)
@@ -164,8 +164,8 @@ def prompts_of(rows):
 def test_open_prompts_name_each_asked_type_under_a_symbol_of_its_own():
     seen = set()
     for text, symbols, labels in prompts_of(open_rows(epochs=8, recased=0.0, keep=1.0)):
-        types = text.split("Entity types:")[1].split("\n")[0]
-        items = [item.split(". ") for item in types.replace("Entity types:", "").split() and _items(types)]
+        words = text.split("Entity types: ")[1].split("\n")[0].split()
+        items = list(zip([word.removesuffix(".") for word in words[::2]], words[1::2], strict=True))
         assert [name for _, name in items][-1] == "None"
         tokenizer = byte_level_single_digits()
         used = [int(symbol) for symbol in symbols if symbol >= 0]
@@ -179,13 +179,6 @@ def test_open_prompts_name_each_asked_type_under_a_symbol_of_its_own():
             assert {names[label - 1] for label in labels if label} == {"PER", "ORG"}
         seen.add(names)
     assert len(seen) > 4
-
-
-def _items(types):
-    words, items = types.split(), []
-    for symbol, name in zip(words[::2], words[1::2], strict=True):
-        items.append(f"{symbol} {name}")
-    return items
 
 
 def test_types_that_are_not_asked_for_are_none():
@@ -343,7 +336,15 @@ def test_rows_are_trained_in_the_order_of_their_plan(tmp_path, monkeypatch):
     assert seen == list(range(len(rows)))
 
 
-def test_none_weight_and_divisor_scale_the_loss():
+def test_the_divisor_scales_the_gradient(tmp_path, monkeypatch):
+    settings = {"max_grad_norm": 0.0}
+    _, whole = gradients_after_one_step(tmp_path / "a", monkeypatch, 1, 1024, loss_divisor=1.0, **settings)
+    _, third = gradients_after_one_step(tmp_path / "b", monkeypatch, 1, 1024, loss_divisor=3.0, **settings)
+    for name, gradient in whole.items():
+        assert torch.allclose(3 * third[name], gradient, rtol=1e-4, atol=1e-6), name
+
+
+def test_none_weight_scales_the_loss_of_spans_that_are_no_entity():
     logits, labels = torch.randn(4, 3), torch.tensor([0, 1, -100, 0])
     alone = [float(span_loss(logits[[i]], labels[[i]])) for i in (0, 1, 3)]
     assert float(span_loss(logits, labels, 0.25)) == pytest.approx(0.25 * (alone[0] + alone[2]) + alone[1])
@@ -372,8 +373,6 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     settings = {"max_steps": 1, "save_strategy": "steps", "save_steps": 1}
     trainer(tiny_classifier(), fixed_rows(), tmp_path, **settings).train()
     index = tmp_path / "checkpoint-1" / "model.safetensors"
-    from safetensors.torch import load_file, save_file
-
     weights = load_file(index)
     save_file({name: value for name, value in weights.items() if "layers.0.mlp" not in name}, index, {"format": "pt"})
     with pytest.raises(ValueError, match=r"does not hold this model's weights.*layers\.0\.mlp"):
@@ -413,8 +412,6 @@ def test_arguments_that_do_not_fit_packed_rows_are_refused(tmp_path):
 
 
 def lora_classifier():
-    from decodner_hf.training import add_lora
-
     model = tiny_classifier()
     add_lora(model, 4)
     torch.manual_seed(2)

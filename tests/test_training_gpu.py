@@ -21,10 +21,6 @@ SIZES = {
 }
 
 
-def gpu(test):
-    return pytest.mark.gpu(pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")(test))
-
-
 # ------------------------------------------------------------------ gradients of FlexAttention
 
 
@@ -67,7 +63,7 @@ def error(found, exact):
     return float(torch.stack(errors).square().mean().sqrt())
 
 
-@gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize("saving", [False, True], ids=["plain", "checkpointed"])
 @pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("made", [with_all_weights, with_adapters], ids=["all weights", "adapters"])
@@ -121,7 +117,7 @@ def check_learnt(steps, files):
     assert isinstance(pipe("Apple in Cupertino"), list)
 
 
-@gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize(
     "options",
     [[], ["--lora-rank", "8"], ["--lora-rank", "8", "--load-in-4bit"]],
