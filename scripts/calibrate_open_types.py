@@ -2,7 +2,7 @@
 
 In: a model's folder and a JSON list of dev sets (the keys of `decodner train --sources`: path, split, label_map,
 limit, name). Out: the same folder with temperature, threshold and way of selecting in its configuration, and with the
-labels that it asks for when none are named, its longest candidates, and the positions beyond which it was not trained.
+labels that it asks for when none are named and the positions beyond which it was not trained.
 
 python scripts/calibrate_open_types.py --model model --sets dev_sets.json --labels person organization location
 """
@@ -30,11 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--max-positions", type=int, metavar="N", help="longer documents are cut into windows of these"
     )
-    parser.add_argument("--max-span-words", type=int, metavar="N", help="of a candidate, here and from now on")
     options = parser.parse_args(argv)
     pipe = pipeline("decodner-ner", model=options.model, dtype="float32")
-    if options.max_span_words:
-        pipe.model.config.max_span_words = options.max_span_words
     scored = []
     for entry in json.loads(options.sets.read_text(encoding="utf-8")):
         names = LabelMap.read(entry["label_map"])

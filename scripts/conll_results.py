@@ -27,7 +27,7 @@ MARKS = ("backbone", "data", "model", "result")  # of the commands
 MODES = ("preceding", "sentence")  # the longer one first
 BASE = "sentence-0"  # what the ablations change
 FORMS = ("second-copy", "causal")
-RATES = ("1e-4", "3e-4", "1e-3")
+RATES = ("3e-5", "1e-4", "3e-4", "1e-3")
 TRAIN_SET = ("--train", "{data}/conll2003")
 RECIPE = (
     *("--dev", "{data}/conll2003", "--dev-split", "valid"),

@@ -140,9 +140,8 @@ def test_the_map_to_four_types_knows_every_label(tmp_path):
     assert json.loads((tmp_path / "four.json").read_text()) == {"poet": "person", "count": None}
 
 
-@pytest.mark.parametrize("stage", ["sources", "refine_sources"])
-def test_the_default_model_s_sources_name_no_set_that_it_is_measured_on(stage):
-    entries = json.loads((SCRIPTS / "default_model" / f"{stage}.json").read_text(encoding="utf-8"))
+def test_the_default_model_s_sources_name_no_set_that_it_is_measured_on():
+    entries = json.loads((SCRIPTS / "default_model" / "sources.json").read_text(encoding="utf-8"))
     assert all(set(entry) <= set(SOURCE_KEYS) and entry["licence"] for entry in entries)
     names = [entry.get("name", Path(entry["path"]).name) for entry in entries]
     assert len(set(names)) == len(names)
@@ -153,7 +152,7 @@ def test_the_default_model_s_sources_name_no_set_that_it_is_measured_on(stage):
         assert path.parts[0] == "ner" or path.name.removesuffix(".jsonl") in (*MADE_HERE, "wnut17")
 
 
-@pytest.mark.parametrize("sets", ["sources", "refine_sources", "dev_sets"])
+@pytest.mark.parametrize("sets", ["sources", "dev_sets"])
 def test_the_default_model_s_label_maps_can_be_read(sets):
     entries = json.loads((SCRIPTS / "default_model" / f"{sets}.json").read_text(encoding="utf-8"))
     maps = [entry["label_map"] for entry in entries if entry.get("label_map", "four_types.json") != "four_types.json"]
