@@ -110,8 +110,8 @@ class Decoder:
     @classmethod
     def of(cls, pipe: DecodNERPipeline, labels: Sequence[str], **choices: Any) -> "Decoder":
         """The pipeline's own decoder for these labels; `choices` are keyword arguments of a call to it."""
-        settings = pipe._settings({name: value for name, value in choices.items() if value is not None})
-        thresholds = tuple(pipe._thresholds(labels, settings))
+        settings = pipe.settings_for({name: value for name, value in choices.items() if value is not None})
+        thresholds = tuple(pipe.thresholds_for(labels, settings))
         ways = (settings.overlap, settings.flat_selection, settings.multi_label)
         return cls(thresholds, pipe.model.config.temperature, *ways)
 
@@ -180,10 +180,10 @@ def score_examples(
             refuses.
     """
     _check(examples)
-    settings = pipe._settings({name: value for name, value in choices.items() if value is not None})
+    settings = pipe.settings_for({name: value for name, value in choices.items() if value is not None})
     if settings.candidate_labels is None and not pipe.model.config.labels:
         settings = replace(settings, candidate_labels=labels_of(examples))
-    labels = [name for name, _ in pipe._labels(settings.candidate_labels)]
+    labels = [name for name, _ in pipe.labels_for(settings.candidate_labels)]
     strangers = sorted(set(labels_of(examples)) - set(labels))
     if strangers:
         raise ValueError(

@@ -92,11 +92,11 @@ class DecodNERPipeline(Pipeline):
         if compile:
             self.model.compile_forest(cuda_graph_nodes=self.scorer.token_budget)
         self._prompts: OrderedDict[Labels, list[EncodedPrompt]] = OrderedDict()
-        settings = self._settings({})
+        settings = self.settings_for({})
         if self.model.config.labels or settings.candidate_labels is not None:
-            self._thresholds([name for name, _ in self._labels(settings.candidate_labels)], settings)
+            self.thresholds_for([name for name, _ in self.labels_for(settings.candidate_labels)], settings)
         elif settings.threshold is not None and not isinstance(settings.threshold, Mapping):
-            self._thresholds([], settings)
+            self.thresholds_for([], settings)
 
     # ------------------------------------------------------------------ the call
 
@@ -104,7 +104,7 @@ class DecodNERPipeline(Pipeline):
         """Annotates one document, a list, or an iterable; see the class docstring."""
         if args:
             raise ValueError(f"the pipeline takes one positional argument, the input; {len(args)} more were given.")
-        settings = self._settings(kwargs)
+        settings = self.settings_for(kwargs)
         if is_document(inputs, settings.is_split_into_words):
             return next(iter(EntityStream(self, [inputs], settings)))
         if settings.spans is not None:
@@ -132,8 +132,12 @@ class DecodNERPipeline(Pipeline):
                 logger.warning("%s has no effect: documents are packed by token_budget, see the documentation.", name)
         return {name: value for name, value in kwargs.items() if value is not None}, {}, {}
 
-    def _settings(self, call: dict[str, Any]) -> Settings:
-        """The model's defaults, the pipeline's arguments and the call's, each replacing the ones before."""
+    def settings_for(self, call: dict[str, Any]) -> Settings:
+        """The model's defaults, the pipeline's arguments and the call's, each replacing the ones before.
+
+        Raises:
+            ValueError: an argument that does not exist or has a wrong value.
+        """
         config = self.model.config
         own = {
             "overlap": config.overlap,
@@ -171,7 +175,7 @@ class DecodNERPipeline(Pipeline):
         """Starts scoring a group of documents of one label set; `collect` waits for the results."""
         windows = [window for prepared in model_inputs for window in prepared.windows]
         with self.device_placement():
-            return self.scorer.launch(self._encoded_prompts(model_inputs[0].labels), windows)
+            return self.scorer.launch(self.encoded_prompts(model_inputs[0].labels), windows)
 
     def collect(self, model_inputs: Sequence[Prepared], launched: list[list[ScoredRun]]) -> list[np.ndarray[Any, Any]]:
         """What `_forward` returns, of a group that was launched."""
@@ -200,7 +204,7 @@ class DecodNERPipeline(Pipeline):
             end_word,
             np.concatenate(logits),
             labels,
-            self._thresholds(labels, settings),
+            self.thresholds_for(labels, settings),
             temperature=self.model.config.temperature,
             overlap=settings.overlap,
             flat_selection=settings.flat_selection,
@@ -235,9 +239,14 @@ class DecodNERPipeline(Pipeline):
             allowed = "a list of words (is_split_into_words=True)" if split else "a string"
             raise ValueError(f"document {number} must be {allowed}, not {type(content).__name__}: {content!r:.80}")
         check_texts([content] if isinstance(content, str) else content, f"the texts of document {number}")
-        return Document(content if isinstance(content, str) else list(content), self._labels(labels), spans)
+        return Document(content if isinstance(content, str) else list(content), self.labels_for(labels), spans)
 
-    def _labels(self, labels: Any) -> Labels:
+    def labels_for(self, labels: Any) -> Labels:
+        """Labels as a caller may give them, or the model's own for None, as (name, description) pairs in order.
+
+        Raises:
+            ValueError: labels of another form, or none at all.
+        """
         if labels is None:
             labels = self.model.config.labels
             if not labels:
@@ -251,9 +260,14 @@ class DecodNERPipeline(Pipeline):
         return tuple(named.items())
 
     def _labels_of_call(self, settings: Settings) -> Labels:
-        return () if settings.candidate_labels is None else self._labels(settings.candidate_labels)
+        return () if settings.candidate_labels is None else self.labels_for(settings.candidate_labels)
 
-    def _thresholds(self, labels: Sequence[str], settings: Settings) -> list[float]:
+    def thresholds_for(self, labels: Sequence[str], settings: Settings) -> list[float]:
+        """Each label's threshold: the call's, else the model's for it, else the model's for all.
+
+        Raises:
+            ValueError: thresholds outside 0 to 1, or of labels that are not asked for.
+        """
         config, given = self.model.config, settings.threshold
         if isinstance(given, Mapping):
             asked = {*labels, *config.labels, *(name for name, _ in self._labels_of_call(settings))}
@@ -266,7 +280,7 @@ class DecodNERPipeline(Pipeline):
             return [check_threshold(given, "this call")] * len(labels)
         return [config.label_thresholds.get(label, config.threshold) for label in labels]
 
-    def _encoded_prompts(self, labels: Labels) -> list[EncodedPrompt]:
+    def encoded_prompts(self, labels: Labels) -> list[EncodedPrompt]:
         """The prompts of a label set: one, or as many shards as symbols and positions make necessary."""
         if labels not in self._prompts:
             self._prompts[labels] = self._encode_prompts(dict(labels))
@@ -304,7 +318,7 @@ class DecodNERPipeline(Pipeline):
         whole = Prepared(document.labels, isinstance(document.content, list), encoded, [encoded])
         if limit is None:
             return whole
-        prompts = self._encoded_prompts(document.labels)
+        prompts = self.encoded_prompts(document.labels)
         room = limit.limit - max(len(prompt.prefix_token_ids) + len(prompt.cue_token_ids) for prompt in prompts)
         needed = len(encoded.chain_token_ids) + encoded.candidates.longest
         if needed <= room:

@@ -172,12 +172,13 @@ def _one_set(options: argparse.Namespace) -> dict[str, Any]:
         labels = labels or dict.fromkeys(labels_of(examples))
     calibration = None
     if options.calibrate is not None:
+        saved = own_config(Path(options.model)) if options.save_calibration else {}
         dev_is_file = Path(options.calibrate).is_file()
         source, split = (options.calibrate, None) if dev_is_file else (options.dataset, options.calibrate)
         calibration = calibrate(pipe, _load(options, source, split, label_map), **_choices(options, labels))
         calibration.apply(pipe.model.config)
-        if options.save_calibration:
-            save_calibration(pipe, Path(options.model))
+        if saved:
+            save_calibration(pipe, saved, Path(options.model))
     name = Path(options.dataset).name if Path(options.dataset).exists() else options.dataset
     result = evaluate_set(pipe, examples, options, labels, name, options.split)
     result["calibration"] = None if calibration is None else calibration.to_dict()
@@ -190,15 +191,20 @@ def _one_set(options: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def save_calibration(pipe: DecodNERPipeline, folder: Path) -> None:
-    """Writes the calibrated values into a saved model's config.json and leaves everything else there as it is."""
-    path = folder / "config.json"
-    saved = json.loads(path.read_text("utf-8"))
+def own_config(folder: Path) -> dict[str, Any]:
+    """What a saved model's config.json holds; a ValueError for a plain decoder, which keeps no calibration."""
+    saved: dict[str, Any] = json.loads((folder / "config.json").read_text("utf-8"))
     if saved.get("model_type") != "decodner":
-        raise ValueError(f"{path} is a plain decoder's: save the model with the pipeline's save_pretrained first.")
+        raise ValueError(f"{folder} is a plain decoder: save the model with the pipeline's save_pretrained first.")
+    return saved
+
+
+def save_calibration(pipe: DecodNERPipeline, saved: dict[str, Any], folder: Path) -> None:
+    """Writes the calibrated values into a saved model's config.json and leaves everything else there as it is."""
     names = ("temperature", "threshold", "label_thresholds", "flat_selection")
-    saved |= {name: getattr(pipe.model.config, name) for name in names}
-    path.write_text(json.dumps(saved, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    values = {name: getattr(pipe.model.config, name) for name in names}
+    text = json.dumps(saved | values, indent=2, ensure_ascii=False)
+    (folder / "config.json").write_text(text + "\n", encoding="utf-8")
 
 
 def _zero_shot(options: argparse.Namespace) -> dict[str, Any]:

@@ -154,7 +154,7 @@ class Bench:
 
     def runs(self, documents: list[str]) -> list[list[Prepared]]:
         """The documents encoded, in the groups that share a pass."""
-        stream = EntityStream(self.pipe, documents, self.pipe._settings({}))
+        stream = EntityStream(self.pipe, documents, self.pipe.settings_for({}))
         return list(cut(self.pipe.scorer, [prepared for group in stream.groups() for prepared in group]))
 
     def clock(self, run: Callable[[], Any], repeats: int, warm: bool) -> float:
@@ -175,13 +175,13 @@ class Bench:
         runs = self.runs(documents)
         encoding = time.perf_counter() - began
         scoring = self.clock(lambda: [collect(part) for part in [self._launch(run) for run in runs]], 1, True)
-        settings = self.pipe._settings({})
+        settings = self.pipe.settings_for({})
         scored = [(run, self.pipe.collect(run, self.pipe.launch(run))) for run in runs]
         began = time.perf_counter()
         for run, logits in scored:
             self.pipe.postprocess((run, logits), settings)
         decoding = time.perf_counter() - began
-        prefix = len(self.pipe._encoded_prompts(tuple((label, None) for label in LABELS))[0].prefix_token_ids)
+        prefix = len(self.pipe.encoded_prompts(tuple((label, None) for label in LABELS))[0].prefix_token_ids)
         spans = sum(window.candidates.num_spans for run in runs for item in run for window in item.windows)
         config = self.backbone.config
         itemsize = self.backbone.dtype.itemsize

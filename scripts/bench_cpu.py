@@ -71,7 +71,7 @@ class Reencoding:
         """The whole prompt of every span of every document, as token ids."""
         rows = []
         for item in prepared:
-            (prompt,), (document,) = self.pipe._encoded_prompts(item.labels), item.windows
+            (prompt,), (document,) = self.pipe.encoded_prompts(item.labels), item.windows
             paths = document.candidates.paths
             before = np.concatenate([prompt.prefix_token_ids, document.chain_token_ids])
             starts = paths.cu_seqlens[paths.span_path]
@@ -118,8 +118,8 @@ def clock(run: Callable[[], Any], repeats: int) -> float:
 def measure(pipe: DecodNERPipeline, texts: list[str], repeats: int, reencoded: int) -> dict[str, Any]:
     """Times both ways: all `texts` and each alone; re-encoding of the first `reencoded` ones only."""
     other, sample = Reencoding(pipe), texts[:reencoded]
-    prepared = pipe.preprocess(sample, pipe._settings({}))
-    (prompt,) = pipe._encoded_prompts(prepared[0].labels)
+    prepared = pipe.preprocess(sample, pipe.settings_for({}))
+    (prompt,) = pipe.encoded_prompts(prepared[0].labels)
     rows = other.rows(prepared)
     found = np.concatenate(pipe._forward(prepared))
     pipe(texts)

@@ -371,7 +371,7 @@ def test_a_corpus_met_before_captures_and_compiles_nothing_more():
         )
         for compiled in (False, True)
     )
-    runs = list(cut(pipe.scorer, pipe.preprocess(texts, pipe._settings({}))))
+    runs = list(cut(pipe.scorer, pipe.preprocess(texts, pipe.settings_for({}))))
     for _ in range(2):
         for run in runs:
             pipe._forward(run)

@@ -348,6 +348,15 @@ def test_calibration_is_fitted_to_dev_saved_and_used(files):
     assert json.loads(again.read_text())["scores"] == result["scores"]
 
 
+def test_a_plain_decoder_that_cannot_keep_a_calibration_is_named_before_the_work(files, pipe, capsys, monkeypatch):
+    pipe.model.backbone.save_pretrained(files / "plain")
+    pipe.tokenizer.save_pretrained(files / "plain")
+    monkeypatch.setattr(run_eval, "calibrate", lambda *_, **__: pytest.fail("scored"))
+    arguments = ["--model", files / "plain", "--labels-from-data", "--calibrate", "dev", "--save-calibration"]
+    assert call(files, *arguments) == 1
+    assert "plain is a plain decoder" in capsys.readouterr().err
+
+
 REFUSED = {
     "calibrate on test": ["--calibrate", "test"],
     "calibrate on test file": ["--calibrate", "some/test.jsonl"],

@@ -29,7 +29,7 @@ def test_the_next_passes_are_launched_before_one_is_read_and_decoded(pipe, monke
 
 
 def test_what_a_group_leaves_over_shares_a_pass_with_the_next_group(pipe, monkeypatch):
-    settings = pipe._settings({})
+    settings = pipe.settings_for({})
     groups = [pipe.preprocess(TEXTS[start : start + 4], settings, start) for start in range(0, 12, 4)]
     pipe.scorer.token_budget = 3 * max(prepared.num_nodes for group in groups for prepared in group)
     runs, launch = [], pipe.launch
@@ -51,8 +51,8 @@ def test_what_a_group_leaves_over_shares_a_pass_with_the_next_group(pipe, monkey
 
 
 def test_with_an_idle_device_a_pass_does_not_wait_to_be_filled(pipe):
-    passes = streaming_decodner._Passes(pipe, pipe._settings({}))
-    assert list(passes.add(pipe.preprocess(TEXTS[:1], pipe._settings({})))) == []
+    passes = streaming_decodner._Passes(pipe, pipe.settings_for({}))
+    assert list(passes.add(pipe.preprocess(TEXTS[:1], pipe.settings_for({})))) == []
     assert len(passes.launched) == 1
     assert list(passes.advance()) == [pipe(TEXTS[0])]
 

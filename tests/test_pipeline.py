@@ -104,7 +104,7 @@ def test_more_labels_than_symbols_are_scored_in_shards_against_their_own_none():
     pipe = tiny_pipeline(tokenizer)
     names = [f"type{index}" for index in range(300)]
     entity = pipe("Tim", candidate_labels=names, **EVERYTHING)[0]
-    prompts = pipe._encoded_prompts(tuple((name, None) for name in names))
+    prompts = pipe.encoded_prompts(tuple((name, None) for name in names))
     assert len(prompts) > 1
     assert sum(len(prompt.symbol_token_ids) - 1 for prompt in prompts) == 300
     odds = []
@@ -251,7 +251,7 @@ def test_windows_report_every_candidate_once_with_global_offsets():
     text = "Tim Cook met Steve Jobs near Apple. " * 30
     entities = pipe(text, **EVERYTHING)
     free = tiny_pipeline(model=tiny_native(), candidate_labels=["Person"])
-    document = free.preprocess([text], free._settings({}))[0].document
+    document = free.preprocess([text], free.settings_for({}))[0].document
     assert [(e["start"], e["end"]) for e in entities] == sorted(
         zip(document.candidates.start.tolist(), document.candidates.end.tolist(), strict=True),
         key=lambda bounds: (bounds[0], -bounds[1]),
