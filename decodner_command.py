@@ -16,4 +16,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    import decodner_command  # by its name, by which the package knows
+
+    sys.exit(decodner_command.main())

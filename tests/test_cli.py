@@ -260,6 +260,14 @@ def test_help_and_wrong_usage_import_nothing_heavy(arguments):
     assert run.returncode == (0 if "--help" in arguments else 2), run.stderr
 
 
+def test_help_as_a_module_imports_nothing_heavy():
+    command = [sys.executable, "-X", "importtime", "-m", "decodner_command", "--help"]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    imported = {line.rpartition("|")[2].strip() for line in run.stderr.splitlines()}
+    assert "decodner_hf.cli" in imported
+    assert not {"torch", "transformers", "numpy", "pyarrow"} & imported
+
+
 def write_corpus(folder, suffix, texts):
     path = folder / f"in.{suffix}"
     rows = [{"id": index, "text": text} for index, text in enumerate(texts)]
