@@ -15,6 +15,7 @@ from .graphs_decodner import SpanPassGraphs, never_waits
 from .guard_decodner import input_device
 from .head_decodner import has_plain_head, row_logits
 from .plans_decodner import ForestPlan
+from .transfers_decodner import is_out_of_memory
 
 WARM_UP_PREFIX = 101  # tokens; no two sizes of the pass that a graph is made for may be equal
 WARM_UP_SPANS = (137, 11)  # rows and their tokens
@@ -65,7 +66,9 @@ class CompileMethods:
         try:
             for _ in range(2):  # the second of a size is captured
                 self._score_rows(WARM_UP_PREFIX, largest // WARM_UP_LENGTH, WARM_UP_LENGTH)
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             torch.cuda.empty_cache()  # smaller passes may fit, and have graphs
 
     def _score_rows(self, prefix_length: int, rows: int, length: int) -> None:

@@ -1,4 +1,5 @@
 import copy
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -275,6 +276,21 @@ def test_a_size_whose_graph_was_dropped_must_come_twice_again(monkeypatch):
 def test_copies_start_without_graphs():
     model = graphed(model_of("llama"))
     assert copy.deepcopy(model).graphs is None
+
+
+@pytest.mark.parametrize("message", ["CUDA error: out of memory", "CUDA error: an illegal memory access"])
+def test_only_a_lack_of_memory_leaves_the_warm_up_undone(message, monkeypatch):
+    model, passes = model_of("llama"), iter([None])
+
+    def score_rows(*_):
+        for _ in passes:
+            return
+        raise torch.AcceleratorError(message)
+
+    monkeypatch.setattr(model, "_score_rows", score_rows)
+    lacking = nullcontext() if "out of" in message else pytest.raises(RuntimeError, match="illegal")
+    with lacking:
+        model._warm_up_graphs(64)
 
 
 @pytest.mark.parametrize("by", ["transformers", "peft"])
