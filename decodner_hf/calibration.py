@@ -6,6 +6,7 @@ Knows nothing of files; never show it a test set.
 """
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -20,6 +21,7 @@ from .pipeline_decodner import DecodNERPipeline
 
 FloatArray = NDArray[np.float64]
 
+FITTED = ("temperature", "threshold", "label_thresholds", "flat_selection")  # as the model's configuration has them
 GRID = (0.01, 0.02, *(np.arange(1, 20) / 20).tolist(), 0.98, 0.99)  # thresholds tried
 MIN_SUPPORT = 20  # gold spans that a label needs for a threshold of its own
 LARGEST_TEMPERATURE = 20.0  # and its inverse the smallest
@@ -57,10 +59,8 @@ class Calibration:
 
     def apply(self, config: DecodNERConfig) -> None:
         """Replaces those of a model's configuration, which the pipeline reads at every call."""
-        config.temperature = self.temperature
-        config.threshold = self.threshold
-        config.label_thresholds = dict(self.label_thresholds)
-        config.flat_selection = self.flat_selection
+        for name in FITTED:
+            setattr(config, name, copy(getattr(self, name)))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

@@ -1,7 +1,8 @@
 """The command line: `decodner TEXT` and `decodner annotate FILE`.
 
 In: arguments. Out: entities on standard output or in a file, messages on standard error, an exit code: 0 done,
-1 failed, 2 wrong usage, 130 interrupted. torch and transformers are imported once the arguments are known to be right.
+1 failed, 2 wrong usage, 3 training stopped by --max-seconds, 130 interrupted. torch and transformers are imported once
+the arguments are known to be right.
 Knows nothing of how entities are found: it calls the pipeline.
 """
 

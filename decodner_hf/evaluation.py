@@ -110,7 +110,7 @@ class Decoder:
     @classmethod
     def of(cls, pipe: DecodNERPipeline, labels: Sequence[str], **choices: Any) -> "Decoder":
         """The pipeline's own decoder for these labels; `choices` are keyword arguments of a call to it."""
-        settings = pipe.settings_for({name: value for name, value in choices.items() if value is not None})
+        settings = pipe.settings_for(choices)
         thresholds = tuple(pipe.thresholds_for(labels, settings))
         ways = (settings.overlap, settings.flat_selection, settings.multi_label)
         return cls(thresholds, pipe.model.config.temperature, *ways)
@@ -180,7 +180,7 @@ def score_examples(
             refuses.
     """
     _check(examples)
-    settings = pipe.settings_for({name: value for name, value in choices.items() if value is not None})
+    settings = pipe.settings_for(choices)
     if settings.candidate_labels is None and not pipe.model.config.labels:
         settings = replace(settings, candidate_labels=labels_of(examples))
     labels = [name for name, _ in pipe.labels_for(settings.candidate_labels)]

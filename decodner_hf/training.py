@@ -18,6 +18,7 @@ from accelerate import PartialState
 from accelerate.utils import reduce
 from transformers import AutoTokenizer, TrainerCallback, TrainingArguments
 
+from .calibration import FITTED
 from .configuration_decodner import DecodNERConfig
 from .head_decodner import decoder_layers
 from .modeling_decodner import DecodNERForSpanClassification
@@ -36,7 +37,6 @@ __all__ = ["add_train_arguments", "run_train"]
 
 OK, UNFINISHED = 0, 3
 Say = Callable[[str], None]
-CALIBRATED = ("temperature", "threshold", "label_thresholds", "flat_selection")  # fitted to the weights before
 STEPS_TOGETHER = 10  # ranks ask one another about the time every so many steps
 
 
@@ -107,7 +107,7 @@ def load_model(options: argparse.Namespace, plan: TrainingPlan) -> Any:
     """The decoder with the run's labels, adapters on it where asked for."""
     adapted = options.lora_rank is not None
     settings: dict[str, Any] = {"dtype": torch.bfloat16 if adapted else torch.float32}
-    settings |= {name: getattr(DecodNERConfig(), name) for name in CALIBRATED}
+    settings |= {name: getattr(DecodNERConfig(), name) for name in FITTED}  # what it had was for the weights before
     if options.max_span_words is not None:
         settings["max_span_words"] = options.max_span_words
     if plan.labels is not None:

@@ -23,7 +23,7 @@ from transformers import pipeline
 from zero_shot import SETS, SPLIT, label_phrases
 
 from decodner_hf import DecodNERPipeline
-from decodner_hf.calibration import calibrate, reliability
+from decodner_hf.calibration import FITTED, calibrate, reliability
 from decodner_hf.configuration_decodner import FLAT_SELECTIONS, OVERLAPS
 from decodner_hf.evaluation import Decoder, score_examples
 from decodner_hf.example_rows import SPLIT_NAMES
@@ -201,8 +201,7 @@ def own_config(folder: Path) -> dict[str, Any]:
 
 def save_calibration(pipe: DecodNERPipeline, saved: dict[str, Any], folder: Path) -> None:
     """Writes the calibrated values into a saved model's config.json and leaves everything else there as it is."""
-    names = ("temperature", "threshold", "label_thresholds", "flat_selection")
-    values = {name: getattr(pipe.model.config, name) for name in names}
+    values = {name: getattr(pipe.model.config, name) for name in FITTED}
     text = json.dumps(saved | values, indent=2, ensure_ascii=False)
     (folder / "config.json").write_text(text + "\n", encoding="utf-8")
 
