@@ -145,7 +145,7 @@ def test_every_command_is_one_that_its_parser_takes(options):
     parser = ArgumentParser()
     add_train_arguments(parser)
     tasks = conll_results.conll_tasks(options("--extra", "--none-weight 0.25 --warmup 0.1", "--epochs", "3"))
-    assert len({task.name for task in tasks}) == len(tasks) == 48
+    assert len({task.name for task in tasks}) == len(tasks) == 50
     makers = {task.makes for task in tasks}
     for task in tasks:
         assert task.reads is None or task.reads in makers
@@ -154,11 +154,22 @@ def test_every_command_is_one_that_its_parser_takes(options):
             parsed = run_eval._parse(folder)
             assert parsed.calibrate in (None, "valid")
             assert parsed.context == context(task.name)
+            assert (parsed.labels_from_map == "{words}") == (task.name == "label-words.test")
         elif "train" in task.command[:3]:
             parsed = parser.parse_args(task.command[3:])
             assert (parsed.epochs, parsed.warmup) == (3, 0.1)
             assert parsed.none_weight == {"none-weight-0.5": 0.5, "none-weight-2": 2.0}.get(task.name, 0.25)
             assert parsed.context == context(task.name)
+
+
+def by_words(command):
+    """The command for another start, which is asked for words instead of tags."""
+    text = " ".join(command).replace("{backbone}", "{from-default}")
+    text = text.replace("--labels PER ORG LOC MISC", "--label-map {words}")
+    asked = "--labels-from-map {words} --calibrate" if "--calibrate" in text else "--labels-from-map {words}"
+    if text.startswith("eval/"):
+        text = text.replace("--calibrate", asked) if "--calibrate" in text else f"{text} {asked}"
+    return tuple(text.split(" "))
 
 
 def test_another_start_is_tuned_and_measured_as_the_backbone_is(options, tmp_path):
@@ -170,7 +181,7 @@ def test_another_start_is_tuned_and_measured_as_the_backbone_is(options, tmp_pat
     assert list(others) == [f"from-default-{name}" for name in seeds]
     for name, task in seeds.items():
         other = others[f"from-default-{name}"]
-        assert other.command == tuple("{from-default}" if word == "{backbone}" else word for word in task.command)
+        assert other.command == by_words(task.command)
         for mine, theirs in ((other.reads, task.reads), (other.makes, task.makes)):
             assert mine == (None if theirs is None else f"from-default-{theirs}")
 
@@ -185,6 +196,9 @@ def test_each_start_is_a_folder_that_its_commands_read(tmp_path, monkeypatch):
     assert len(commands) == 8
     for command in [command for command in commands if "train" in command]:
         assert command[command.index("--model") + 1] == str(tmp_path / "ner-model")
+    for command in commands:
+        option = "--label-map" if "train" in command else "--labels-from-map"
+        assert json.loads(Path(command[command.index(option) + 1]).read_text())["PER"] == "person"
 
 
 def test_sources_stand_for_the_train_split_and_context_words_for_every_passage(options):
