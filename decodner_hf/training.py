@@ -281,6 +281,7 @@ def training_arguments(options: argparse.Namespace, rows: PackedRows, has_dev: b
         remove_unused_columns=False,
         dataloader_num_workers=options.workers,
         dataloader_pin_memory=cuda,
+        accelerator_config={"non_blocking": cuda},  # a copy that waits for the GPU would let it run dry
         logging_steps=options.log_steps,
         logging_nan_inf_filter=False,  # it would wait for the GPU in every step
         eval_strategy="steps" if has_dev and options.evaluate_epochs else "no",
