@@ -12,6 +12,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from threading import RLock
 
 import numpy as np
@@ -72,7 +73,7 @@ class ScoredRun:
             logits = np.empty((int(self.cu_spans[-1]), self.num_columns), np.float32)
             for spans, download in self.pieces:
                 logits[spans] = download.array()
-        return np.split(logits, self.cu_spans[1:-1])
+        return [logits[first:last] for first, last in pairwise(self.cu_spans.tolist())]
 
 
 class DocumentScorer:
