@@ -55,7 +55,8 @@ class DecodNERPipeline(Pipeline):
             and entities have `start_word` and `end_word` (half-open) too.
         long_documents: what happens beyond the model's positions: "window" (overlapping windows, nothing is lost),
             "error", or "truncate" (with a warning, and `truncated_at` in every entity).
-        token_budget: forest nodes a pass; halved by itself when memory runs out. At construction only.
+        token_budget: forest nodes a pass; by default 4,096 on a CPU, and on a GPU as many as hold 1.125 GiB of
+            activations. Halved by itself when memory runs out. At construction only.
         compile: compile the model's layers now, which takes a while, for faster passes; needs a GPU and Triton. At
             construction only.
 
