@@ -159,7 +159,9 @@ def _split(page: Page, texts: Sequence[str], spots: Spots, paths: PagePaths) -> 
     )
     parts = ([values[first:last] for first, last in pairwise(starts.tolist())] for values, starts in columns)
     return [
-        EncodedDocument(text, *row[:3], CandidateSpans(*row[3:7], SpanPaths(*row[7:])))
+        EncodedDocument(
+            text, row[0], row[1], row[2], CandidateSpans(row[3], row[4], row[5], row[6], SpanPaths(*row[7:]))
+        )
         for text, *row in zip(texts, *parts, strict=True)
     ]
 

@@ -102,9 +102,8 @@ def tile_arrays(
     tiles = -(-len(ends) * shape.group // shape.block_m)
     first = (np.arange(tiles) * shape.block_m // shape.group).astype(np.int32)
     last = np.minimum((np.arange(1, tiles + 1) * shape.block_m - 1) // shape.group, len(ends) - 1).astype(np.int32)
-    least = most = np.zeros(tiles, np.int32)
-    if is_windowed(window):
-        least, most = _row_extremes(lowest, first, last)
+    unseen: IntArray = np.zeros(tiles, np.int32)
+    least, most = _row_extremes(lowest, first, last) if is_windowed(window) else (unseen, unseen)
     rows = _QueryTiles(first, last, least, most)
     partial_of, partial_starts, full_of, full_starts = _key_tiles(positions, ends, rows, shape, is_windowed(window))
     partials, fulls = np.bincount(partial_of, minlength=tiles), np.bincount(full_of, minlength=tiles)
