@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .forest_decodner import ramp_of
+from .forest_decodner import bounds_of, ramp_of
 from .pages_decodner import Page
 from .tokenization_decodner import check_texts
-from .words_decodner import split_words
+from .words_decodner import split_texts
 
 IntArray = NDArray[np.int64]
 Spans = Sequence[tuple[int, int]] | IntArray
@@ -21,25 +21,28 @@ Spans = Sequence[tuple[int, int]] | IntArray
 
 def read_documents(
     documents: Sequence[str] | Sequence[Sequence[str]], is_split_into_words: bool
-) -> tuple[list[str], list[tuple[IntArray, IntArray]]]:
-    """The documents' texts, and the starts and ends of each one's words."""
+) -> tuple[list[str], tuple[IntArray, IntArray, IntArray]]:
+    """The documents' texts, and their words as `split_texts` gives them."""
     if isinstance(documents, str | bytes) or not isinstance(documents, Sequence):
         raise ValueError(f"documents must be a list, not {type(documents).__name__}: put a single document in a list.")
     texts: list[str] = []
     if not is_split_into_words:
         check_texts(documents, "the documents")  # type: ignore[arg-type]  # finds out what they are
         texts.extend(document for document in documents if isinstance(document, str))
-        return texts, [split_words(text) for text in texts]
-    words = []
+        return texts, split_texts(texts)
+    words = [np.empty(0, np.int64)]  # the length of each
     for number, document in enumerate(documents):
         check_texts(document, f"the words of document {number}")
         lengths = np.fromiter((len(word) for word in document), np.int64, len(document))
         if not lengths.all():
             raise ValueError(f"word {int(lengths.argmin())} of document {number} is an empty string: leave it out.")
-        ends = np.cumsum(lengths + 1) - 1
         texts.append(" ".join(document))
-        words.append((ends - lengths, ends))
-    return texts, words
+        words.append(lengths)
+    counts = np.fromiter((len(lengths) for lengths in words[1:]), np.int64, len(texts))
+    lengths = np.concatenate(words)
+    behind = np.cumsum(lengths + 1)
+    ends = behind - 1 - np.repeat(np.append(0, behind)[bounds_of(counts)[:-1]], counts)
+    return texts, (ends - lengths, ends, counts)
 
 
 def read_spans(given: Spans, page: Page, document: int, in_words: bool) -> IntArray:

@@ -6,6 +6,7 @@ Knows nothing of labels or text.
 
 from typing import Any
 
+import numpy as np
 import torch
 
 from .plans_decodner import ForestPlan
@@ -19,21 +20,21 @@ class InputChecks:
     get_input_embeddings: Any
 
     def _check_structure(self, plan: ForestPlan) -> None:
-        positions, ends = plan.position_ids, plan.subtree_end
-        if positions.shape != ends.shape or not positions.numel():
-            raise ValueError(f"{positions.numel()} position ids for {ends.numel()} nodes: one each, and at least one.")
-        nodes = torch.arange(ends.numel())
-        if bool(((ends < nodes) | (ends >= ends.numel())).any()):
+        positions, ends = plan.position_ids.long().numpy(), plan.subtree_end.long().numpy()
+        if positions.shape != ends.shape or not positions.size:
+            raise ValueError(f"{positions.size} position ids for {ends.size} nodes: one each, and at least one.")
+        nodes = np.arange(ends.size)
+        if (ends < nodes).any() or ends.max() >= ends.size:
             raise ValueError("subtree_end must lie between the node itself and the last node, inclusive.")
-        closed = torch.bincount(ends.long() + 1, minlength=ends.numel())[: ends.numel()].cumsum(0)  # subtrees ended
-        if not torch.equal(positions.long(), plan.prefix_length + nodes - closed):
+        closed = np.cumsum(np.bincount(ends + 1, minlength=ends.size)[: ends.size])  # subtrees ended
+        if not np.array_equal(positions, plan.prefix_length + nodes - closed):
             raise ValueError(
                 f"position ids run from {int(positions.min())} to {int(positions.max())}, but the prefix has "
                 f"{plan.prefix_length} tokens: a node's position is the prefix length plus its depth in the forest."
             )
-        if self.node_limit is not None and ends.numel() > self.node_limit:
+        if self.node_limit is not None and ends.size > self.node_limit:
             raise ValueError(
-                f"{ends.numel()} nodes were given, but this model scales its queries by their place in the row from "
+                f"{ends.size} nodes were given, but this model scales its queries by their place in the row from "
                 f"{self.node_limit} on: score at most {self.node_limit} nodes a pass."
             )
         limit, last = self.position_limit, int(positions.max())

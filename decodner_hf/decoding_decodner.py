@@ -63,7 +63,7 @@ def label_scores(label_logits: ArrayLike, temperature: float = 1.0, multi_label:
         small = np.exp(-np.abs(odds))  # at most 1: never overflows
         sigmoid: FloatArray = np.where(odds >= 0.0, 1.0, small) / (1.0 + small)
         return sigmoid
-    scores: FloatArray = logits - logits.max(1, keepdims=True)
+    scores: FloatArray = logits - np.ascontiguousarray(logits.T).max(0)[:, None]  # short rows take numpy long
     scores /= temperature
     np.exp(scores, out=scores)
     scores /= scores.sum(1, keepdims=True)

@@ -197,9 +197,10 @@ class _PathTable:
     @classmethod
     def of(cls, spans: Sequence[SpanPaths], span_counts: IntArray, cue: IntArray) -> "_PathTable":
         empty = [np.empty(0, np.int64)]
-        lengths = np.concatenate([np.diff(document.cu_seqlens) for document in spans] or empty)
         flat = np.concatenate([document.token_ids for document in spans] or empty)
         path_counts = np.fromiter((len(document.cu_seqlens) - 1 for document in spans), np.int64, len(spans))
+        ends = np.cumsum(path_counts + 1) - 1  # in the documents' bounds, one behind the other
+        lengths = np.delete(np.diff(np.concatenate([document.cu_seqlens for document in spans] or empty)), ends[:-1])
         span_length = np.concatenate([document.span_length for document in spans] or empty)
         local_path = np.concatenate([document.span_path for document in spans] or empty)
         _check_spans(local_path, span_length, np.repeat(path_counts, span_counts))

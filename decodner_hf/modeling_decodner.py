@@ -262,7 +262,7 @@ class DecodNERForSpanClassification(
         if not forest.num_spans:
             raise ValueError("the forest has no spans to score.")
         symbols = self._checked_ids(torch.as_tensor(symbol_token_ids).reshape(-1).cpu(), "label token ids")
-        if symbols.unique().numel() != symbols.numel():
+        if len(set(symbols.tolist())) != symbols.numel():
             raise ValueError(f"label token ids {symbols.tolist()} are not distinct: two labels would share a token.")
         plan = self._plan(forest.position_ids, forest.subtree_end, cache)
         return self._label_logits(

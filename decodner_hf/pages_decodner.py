@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from .forest_decodner import bounds_of, ramp_of
-from .tokenization_decodner import continuation_ids, encode_with_offsets
+from .tokenization_decodner import continuation_ids, encode_texts
 
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
@@ -55,38 +55,36 @@ class Page:
     def of(
         cls,
         texts: Sequence[str],
-        words: Sequence[tuple[IntArray, IntArray]],
+        words: tuple[IntArray, IntArray, IntArray],
         tokenizer: PreTrainedTokenizerBase,
         head: str,
         tail: str,
     ) -> "Page":
-        """Tokenizes `texts`, each between `head` and `tail`; `words` are starts and ends within each text."""
+        """Tokenizes `texts`, each between `head` and `tail`; `words` are as `split_texts` gives them."""
         chains = [f"{head}{text}{tail}" for text in texts]
-        encoded = encode_with_offsets(tokenizer, chains)
+        token_ids, token_starts, token_ends, token_counts = encode_texts(tokenizer, chains)
+        word_starts, word_ends, word_counts = words
         cu_chars = bounds_of(_lengths(chains))
-        cu_tokens = bounds_of(_lengths([ids for ids, _, _ in encoded]))
-        cu_words = bounds_of(_lengths([starts for starts, _ in words]))
         page = "".join(chains)
         is_space = np.frombuffer(page.encode("utf-32-le"), np.uint32) == ord(" ")
         is_space[cu_chars[1:] - 1] = False  # a chain's last character stands before nothing of the next chain
-        token_shift = np.repeat(cu_chars[:-1], np.diff(cu_tokens))
-        token_starts = _concatenate([starts for _, starts, _ in encoded]) + token_shift
-        token_ends = _concatenate([ends for _, _, ends in encoded]) + token_shift
+        token_shift = np.repeat(cu_chars[:-1], token_counts)
+        token_starts, token_ends = token_starts + token_shift, token_ends + token_shift
         text_starts = cu_chars[:-1] + len(head)
-        word_shift = np.repeat(text_starts, np.diff(cu_words))
+        word_shift = np.repeat(text_starts, word_counts)
         return cls(
             text=page,
             is_space=is_space,
             text_starts=text_starts,
             text_lengths=_lengths(texts),
-            token_ids=_concatenate([ids for ids, _, _ in encoded]),
+            token_ids=token_ids,
             token_starts=np.append(token_starts, len(page)),
-            cu_tokens=cu_tokens,
+            cu_tokens=bounds_of(token_counts),
             ends_before=np.maximum.accumulate(np.append(-1, token_ends)),
             starts_from=np.minimum.accumulate(token_starts[::-1])[::-1],
-            word_starts=_concatenate([starts for starts, _ in words]) + word_shift,
-            word_ends=_concatenate([ends for _, ends in words]) + word_shift,
-            cu_words=cu_words,
+            word_starts=word_starts + word_shift,
+            word_ends=word_ends + word_shift,
+            cu_words=bounds_of(word_counts),
         )
 
     def words_of(self, document: int) -> tuple[IntArray, IntArray]:

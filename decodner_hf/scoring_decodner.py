@@ -12,6 +12,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from threading import RLock
 
 import numpy as np
@@ -30,7 +31,10 @@ FloatArray = NDArray[np.float32]
 
 logger = logging.getLogger(__name__)
 
-TOKEN_BUDGET = {"cuda": 16384, "cpu": 4096}  # forest nodes a pass
+ACTIVATION_BYTES = 9 * 2**27  # of a pass on a GPU: 1.125 GiB, the default budget's measure
+GPU_BUDGETS = (4096, 65536)  # the least and the most forest nodes a pass by default
+GPU_BUDGET_STEP = 512
+CPU_BUDGET = 4096
 SMALLEST_BUDGET = 64
 KEPT_PREFIXES = 8
 
@@ -72,16 +76,16 @@ class ScoredRun:
             logits = np.empty((int(self.cu_spans[-1]), self.num_columns), np.float32)
             for spans, download in self.pieces:
                 logits[spans] = download.array()
-        return np.split(logits, self.cu_spans[1:-1])
+        return [logits[first:last] for first, last in pairwise(self.cu_spans.tolist())]
 
 
 class DocumentScorer:
     """Runs documents through a model; keeps the prefixes it has encoded."""
 
     def __init__(self, model: DecodNERForSpanClassification, token_budget: int | None = None) -> None:
-        """Takes `token_budget` forest nodes a pass, or a default for the model's device."""
+        """Takes `token_budget` forest nodes a pass, or a default for the model and its device."""
         self.model = model
-        budget = token_budget or TOKEN_BUDGET.get(model.device.type, TOKEN_BUDGET["cpu"])
+        budget = token_budget or default_budget(model)
         self.token_budget = min(budget, model.node_limit or budget)
         self._prefixes: OrderedDict[bytes, DualBufferCache] = OrderedDict()
         self._watch = WeightsWatch(model.backbone, in_place=True)
@@ -196,6 +200,21 @@ class DocumentScorer:
             chains, paths, first_position=cache.prefix_length, cue_token_ids=prompt.cue_token_ids.tolist()
         )
         return Download(self.model.score_forest(forest, prompt.symbol_token_ids, cache))
+
+
+def default_budget(model: DecodNERForSpanClassification) -> int:
+    """Forest nodes a pass: on a GPU as many as hold 1.125 GiB of activations in an MLP, from 4,096 to 65,536.
+
+    An MLP holds the states before, between and behind its norm and sum, both inner products and their product.
+    """
+    if model.device.type != "cuda":
+        return CPU_BUDGET
+    config = model.backbone.config.get_text_config(decoder=True)
+    inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    widest = max(inner) if isinstance(inner, list | tuple) else inner  # some decoders have one for each layer
+    nodes = ACTIVATION_BYTES // (3 * model.dtype.itemsize * (config.hidden_size + widest))
+    least, most = GPU_BUDGETS
+    return int(min(max(nodes // GPU_BUDGET_STEP * GPU_BUDGET_STEP, least), most))
 
 
 def collect(runs: Sequence[ScoredRun]) -> list[FloatArray]:

@@ -6,8 +6,6 @@ Many documents are served by one call; spans of different documents never compet
 Knows nothing of logits, label names, models or tokenizers.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -73,10 +71,12 @@ def select_spans(
     span, label, score, first, last = span[order], label[order], score[order], first[order], last[order]
     if overlap == "all":
         return span, label, score
-    if overlap == "flat" and flat_selection == "exact":
+    if overlap == "nested":
+        chosen = _select_nested(first, last, score)
+    elif flat_selection == "exact":
         chosen = _select_exact(first, last, _weights(score, limits[label]))
     else:
-        chosen = _select_greedy(first, last, score, _flat_tester if overlap == "flat" else _nested_tester)
+        chosen = _select_greedy(first, last, score)
     return span[chosen], label[chosen], score[chosen]
 
 
@@ -98,9 +98,14 @@ def _eligible(table: FloatArray, limits: FloatArray, multi_label: bool) -> tuple
 
 def _reading_order(first: IntArray, last: IntArray, label: IntArray, score: FloatArray, multi_label: bool) -> IntArray:
     """Indices in order of start, longer span first, label; of a span that was given twice only the better one."""
+    length = last - first
+    place = first * (length.max() + 1) - length  # one number for start, and then the longer span first
+    order = np.argsort(place, kind="stable")
+    if (place[order[1:]] != place[order[:-1]]).all():
+        return np.asarray(order)
     ranking = (-score, label) if multi_label else (label, -score)
-    order = np.lexsort((*ranking, -last, first))
-    keys = np.stack([first, last, label] if multi_label else [first, last])[:, order]
+    order = np.lexsort((*ranking, place))
+    keys = np.stack([place, label] if multi_label else [place])[:, order]
     return np.asarray(order[np.append(True, (keys[:, 1:] != keys[:, :-1]).any(0))])
 
 
@@ -128,48 +133,46 @@ def _select_exact(start: IntArray, end: IntArray, weight: IntArray) -> IntArray:
     return np.array(chosen, np.int64)
 
 
-def _select_greedy(
-    start: IntArray, end: IntArray, score: FloatArray, make_tester: Callable[[int], Callable[[int, int], bool]]
-) -> IntArray:
-    """Takes spans best score first where the tester admits them; indices of the chosen, ascending.
+def _select_greedy(first: IntArray, last: IntArray, score: FloatArray) -> IntArray:
+    """Takes spans best score first unless they overlap one taken before; indices of the chosen, ascending.
 
-    Spans come in reading order, which the stable sort keeps among equal scores. The tester sees them in ranks of
-    their boundaries, of which there are as many as distinct starts and ends.
+    Spans come in reading order, which the stable sort keeps among equal scores.
     """
-    points, ranks = np.unique(np.concatenate([start, end]), return_inverse=True)
-    firsts, lasts = ranks[: len(start)].tolist(), ranks[len(start) :].tolist()
-    admit = make_tester(len(points))
-    order = np.argsort(-score, kind="stable").tolist()
-    return np.array(sorted(index for index in order if admit(firsts[index], lasts[index])), np.int64)
+    order = np.argsort(-score, kind="stable")
+    taken = bytearray(int(last.max()))  # per character
+
+    def take(spans: IntArray) -> list[int]:
+        chosen = []
+        for index, start, end in zip(spans.tolist(), first[spans].tolist(), last[spans].tolist(), strict=True):
+            if taken.find(1, start, end) < 0:
+                taken[start:end] = b"\x01" * (end - start)
+                chosen.append(index)
+        return chosen
+
+    best, others = np.split(order, [len(order) // 8])
+    chosen = take(best)
+    before = np.append(0, np.cumsum(np.frombuffer(taken, np.uint8), dtype=np.int64))  # characters taken by the best
+    chosen += take(others[before[first[others]] == before[last[others]]])
+    return np.array(sorted(chosen), np.int64)
 
 
-def _flat_tester(num_points: int) -> Callable[[int, int], bool]:
-    """Returns a function that admits a span unless it overlaps one admitted before."""
-    taken = bytearray(num_points)  # per gap between two neighbouring boundaries
+def _select_nested(first: IntArray, last: IntArray, score: FloatArray) -> IntArray:
+    """Like `_select_greedy`, unless they cross one taken before.
 
-    def admit(first: int, last: int) -> bool:
-        if taken.find(1, first, last) >= 0:
-            return False
-        taken[first:last] = b"\x01" * (last - first)
-        return True
-
-    return admit
-
-
-def _nested_tester(num_points: int) -> Callable[[int, int], bool]:
-    """Returns a function that admits a span unless it crosses one admitted before."""
-    furthest_end = [0] * num_points  # of the admitted spans that start at a boundary
-    earliest_start = [num_points] * num_points  # of those that end there
-
-    def admit(first: int, last: int) -> bool:
-        inside = slice(first + 1, last)
-        if max(furthest_end[inside], default=0) > last or min(earliest_start[inside], default=last) < first:
-            return False
-        furthest_end[first] = max(furthest_end[first], last)
-        earliest_start[last] = min(earliest_start[last], first)
-        return True
-
-    return admit
+    Spans are compared in ranks of their boundaries, of which there are as many as distinct starts and ends.
+    """
+    points, ranks = np.unique(np.concatenate([first, last]), return_inverse=True)
+    order = np.argsort(-score, kind="stable")
+    furthest_end = [0] * len(points)  # of the taken spans that start at a boundary
+    earliest_start = [len(points)] * len(points)  # of those that end there
+    chosen = []
+    for index, start, end in zip(order.tolist(), *(part[order].tolist() for part in np.split(ranks, 2)), strict=True):
+        inside = slice(start + 1, end)
+        if max(furthest_end[inside], default=0) <= end and min(earliest_start[inside], default=end) >= start:
+            furthest_end[start] = max(furthest_end[start], end)
+            earliest_start[end] = min(earliest_start[end], start)
+            chosen.append(index)
+    return np.array(sorted(chosen), np.int64)
 
 
 def _check_options(overlap: str, flat_selection: str, multi_label: bool) -> None:

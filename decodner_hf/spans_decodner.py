@@ -8,6 +8,7 @@ Knows nothing of labels, models or attention.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -138,24 +139,31 @@ def encode_documents(
 def _split(page: Page, texts: Sequence[str], spots: Spots, paths: PagePaths) -> list[EncodedDocument]:
     """Takes the page apart into its documents; candidates without tokens are left out."""
     kept = paths.span_length > 0
-    numbers = np.arange(len(texts) + 1)
-    cu_spans = np.searchsorted(spots.document[kept], numbers)
-    cu_paths = np.searchsorted(paths.document, numbers)
-    text_starts = page.text_starts[spots.document[kept]]
-    start, end = spots.start[kept] - text_starts, spots.end[kept] - text_starts
-    start_word, end_word = spots.start_word[kept], spots.end_word[kept]
-    span_path = paths.span_path[kept] - cu_paths[spots.document[kept]]
-    span_length = paths.span_length[kept]
-    encoded = []
-    for number, text in enumerate(texts):
-        own = slice(cu_spans[number], cu_spans[number + 1])
-        bounds = paths.cu_seqlens[cu_paths[number] : cu_paths[number + 1] + 1]
-        tokens = paths.token_ids[bounds[0] : bounds[-1]]
-        span_paths = SpanPaths(tokens, bounds - bounds[0], span_path[own], span_length[own])
-        candidates = CandidateSpans(start[own], end[own], start_word[own], end_word[own], span_paths)
-        chain = page.token_ids[page.cu_tokens[number] : page.cu_tokens[number + 1]]
-        encoded.append(EncodedDocument(text, chain, *page.words_of(number), candidates))
-    return encoded
+    document, numbers = spots.document[kept], np.arange(len(texts) + 1)
+    cu_spans, cu_paths = np.searchsorted(document, numbers), np.searchsorted(paths.document, numbers)
+    cu_path_tokens, num_bounds = paths.cu_seqlens[cu_paths], np.diff(cu_paths) + 1
+    bounds = paths.cu_seqlens[np.repeat(cu_paths[:-1], num_bounds) + ramp_of(num_bounds)]
+    text_starts, word_shift = page.text_starts[document], np.repeat(page.text_starts, np.diff(page.cu_words))
+    columns = (  # of all documents, and where each one's part of it starts
+        (page.token_ids, page.cu_tokens),
+        (page.word_starts - word_shift, page.cu_words),
+        (page.word_ends - word_shift, page.cu_words),
+        (spots.start[kept] - text_starts, cu_spans),
+        (spots.end[kept] - text_starts, cu_spans),
+        (spots.start_word[kept], cu_spans),
+        (spots.end_word[kept], cu_spans),
+        (paths.token_ids, cu_path_tokens),
+        (bounds - np.repeat(cu_path_tokens[:-1], num_bounds), bounds_of(num_bounds)),
+        (paths.span_path[kept] - cu_paths[document], cu_spans),
+        (paths.span_length[kept], cu_spans),
+    )
+    parts = ([values[first:last] for first, last in pairwise(starts.tolist())] for values, starts in columns)
+    return [
+        EncodedDocument(
+            text, row[0], row[1], row[2], CandidateSpans(row[3], row[4], row[5], row[6], SpanPaths(*row[7:]))
+        )
+        for text, *row in zip(texts, *parts, strict=True)
+    ]
 
 
 def split_into_windows(

@@ -9,6 +9,7 @@ Knows nothing of labels, prompts or candidate spans.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -80,15 +81,37 @@ def encode_with_offsets(
     Raises:
         ValueError: as `continuation_ids`.
     """
+    ids, starts, ends, counts = encode_texts(tokenizer, texts, anchors)
+    bounds = np.cumsum(counts[:-1])
+    return list(zip(*(np.split(part, bounds) for part in (ids, starts, ends)), strict=True)) if len(counts) else []
+
+
+def encode_texts(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], anchors: Sequence[str] = ANCHORS
+) -> tuple[IntArray, IntArray, IntArray, IntArray]:
+    """Like `encode_with_offsets`, the texts' tokens in one row.
+
+    Returns:
+        ids, starts and ends, int64 [T], and the number of tokens of each text, int64 [B].
+
+    Raises:
+        ValueError: as `continuation_ids`.
+    """
     check_tokenizer(tokenizer)
     check_texts(texts, "the texts")
-    encoded = []
     found = _continuations(tokenizer, texts, anchors, with_offsets=True)
-    for text, (encoding, skipped, anchor_length) in zip(texts, found, strict=True):
-        offsets = np.array(encoding.offsets[skipped:], np.int64).reshape(-1, 2) - anchor_length
-        starts, ends = offsets.clip(0, len(text)).T
-        encoded.append((np.array(encoding.ids[skipped:], np.int64), starts, ends))
-    return encoded
+    counts = np.fromiter((len(encoding) - skipped for encoding, skipped, _ in found), np.int64, len(found))
+    shift = np.repeat(np.fromiter((length for _, _, length in found), np.int64, len(found)), counts)
+    limit = np.repeat(np.fromiter(map(len, texts), np.int64, len(found)), counts)
+    ids = chain.from_iterable(encoding.ids[skipped:] for encoding, skipped, _ in found)
+    pairs = chain.from_iterable(encoding.offsets[skipped:] for encoding, skipped, _ in found)
+    starts, ends = np.fromiter(chain.from_iterable(pairs), np.int64, 2 * len(shift)).reshape(-1, 2).T
+    return (
+        np.fromiter(ids, np.int64, len(shift)),
+        np.clip(starts - shift, 0, limit),
+        np.clip(ends - shift, 0, limit),
+        counts,
+    )
 
 
 def opening_ids(tokenizer: PreTrainedTokenizerBase, text: str, *, special_tokens: bool = True) -> IntArray:

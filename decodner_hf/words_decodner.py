@@ -8,6 +8,8 @@ Scripts without spaces, and Hangul with its particles, have a word per character
 `max_span_words` for them. Invisible characters at a word's edge (spaces, controls, direction marks) are in no word.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import regex
 from numpy.typing import NDArray
@@ -45,3 +47,34 @@ def split_words(text: str) -> tuple[IntArray, IntArray]:
     """Returns the starts and the ends (half-open, in characters) of the words of `text`, int64 [W] each, in order."""
     bounds = np.fromiter((bound for match in _WORD.finditer(text) for bound in match.span()), np.int64).reshape(-1, 2)
     return bounds[:, 0].copy(), bounds[:, 1].copy()
+
+
+def split_texts(texts: Sequence[str]) -> tuple[IntArray, IntArray, IntArray]:
+    """The words of each of B texts, as `split_words` finds them, at a third of its cost for most languages.
+
+    Runs of ASCII letters between spaces are words as they stand. They are taken out, each with the space behind it,
+    and what is left is searched as one string: no word reaches across the space before such a run, or a line end.
+
+    Returns:
+        Starts and ends [W], counted within each text, and the number of words of each text [B]; int64.
+    """
+    page = "\n".join([*texts, ""])
+    characters = np.frombuffer(page.encode("utf-32-le"), np.uint32)
+    is_space = (characters == ord(" ")) | (characters == ord("\n"))
+    is_letter = (characters | 32) - np.uint32(ord("a")) < 26  # below "a" it wraps around
+    edges = np.flatnonzero(np.diff(is_letter, prepend=False))
+    starts, ends = edges[::2], edges[1::2]
+    is_word = is_space[starts - 1] & (is_space[ends] | (characters[ends] == ord(",")))  # before the first: the last
+    starts, ends = starts[is_word], ends[is_word]
+    steps = np.zeros(len(characters) + 1, np.int8)
+    steps[starts] += 1
+    steps[ends + is_space[ends]] -= 1
+    left = np.flatnonzero(np.cumsum(steps[:-1], dtype=np.int8) == 0)
+    rest = characters[left].tobytes().decode("utf-32-le")
+    found = np.fromiter((bound for match in _WORD.finditer(rest) for bound in match.span()), np.int64).reshape(-1, 2)
+    starts = np.sort(np.concatenate([starts, left[found[:, 0]]]), kind="stable")
+    ends = np.sort(np.concatenate([ends, left[found[:, 1] - 1] + 1]), kind="stable")
+    text_ends = np.cumsum(np.fromiter((len(text) + 1 for text in texts), np.int64, len(texts)))
+    counts = np.diff(np.searchsorted(starts, text_ends), prepend=0)
+    shift = np.repeat(np.concatenate([np.zeros(1, np.int64), text_ends])[:-1], counts)
+    return starts - shift, ends - shift, counts

@@ -144,6 +144,17 @@ def select_one(values, thresholds, **options):
     return list(zip(span.tolist(), label.tolist(), score.tolist(), strict=True))
 
 
+def test_flat_selection_among_many_spans_equals_its_definition():
+    generator = np.random.default_rng(0)
+    for _ in range(20):
+        start = generator.integers(0, 60, 80)
+        end = start + generator.integers(1, 9, 80)
+        scores = label_scores(generator.normal(size=(80, 3)).round(1))  # with ties
+        expected = greedy_by_definition(eligible_by_definition(start, end, scores, [0.2, 0.3]), overlap_of)
+        assert len(expected) > 5
+        assert as_rows(start, end, select_spans(start, end, scores, [0.2, 0.3])) == expected
+
+
 def test_a_low_threshold_reports_a_label_that_none_outscores():
     assert select_one([0.7, 0.25, 0.05], [0.5, 0.5]) == []
     assert select_one([0.7, 0.25, 0.05], [0.2, 0.5]) == [(0, 0, 0.25)]

@@ -2,6 +2,7 @@ import copy
 import json
 import logging
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -12,11 +13,12 @@ from hypothesis import strategies as st
 from tiny_pipelines import LABELS, TEXT, tiny_native, tiny_pipeline
 from tokenizers_for_tests import byte_level_single_digits, sentencepiece_legacy
 from tqdm.auto import tqdm
-from transformers import pipeline
+from transformers import PretrainedConfig, pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
 import decodner_hf
 from decodner_hf.prompting_decodner import choose_symbols
+from decodner_hf.scoring_decodner import default_budget
 
 EVERYTHING = {"threshold": 0.0, "overlap": "all", "return_all_scores": True}
 DOCUMENTS = ["Tim Cook runs Apple.", TEXT, "", "Steve Jobs " * 40, "   ", "x"]
@@ -97,6 +99,30 @@ def test_random_unicode_has_exact_offsets_and_any_packing_agrees(pipe, documents
         assert all(document[entity["start"] : entity["end"]] == entity["word"] for entity in one)
         assert_same(one, other)
     pipe.scorer.token_budget = 4096
+
+
+@pytest.mark.parametrize(
+    ("hidden", "inner", "dtype", "nodes"),
+    [
+        (896, 4864, torch.bfloat16, 34816),  # 0.5 B
+        (896, 4864, torch.float32, 17408),
+        (2048, 8192, torch.bfloat16, 19456),  # 1 B: a document of 1,400 words, up to 19,087 nodes, takes one pass
+        (2048, [4096, 8192], torch.bfloat16, 19456),
+        (2048, None, torch.bfloat16, 19456),
+        (4096, 14336, torch.bfloat16, 10752),  # 8 B
+        (64, 256, torch.bfloat16, 65536),
+        (16384, 65536, torch.bfloat16, 4096),
+    ],
+)
+def test_a_pass_on_a_gpu_has_nodes_by_what_they_hold_there(hidden, inner, dtype, nodes):
+    config = PretrainedConfig(hidden_size=hidden, intermediate_size=inner)
+    backbone = SimpleNamespace(config=config)
+    model = SimpleNamespace(device=torch.device("cuda"), dtype=dtype, backbone=backbone)
+    assert default_budget(model) == nodes
+
+
+def test_a_pass_on_a_cpu_has_4096_nodes(pipe):
+    assert tiny_pipeline().scorer.token_budget == default_budget(pipe.model) == 4096
 
 
 def test_more_labels_than_symbols_are_scored_in_shards_against_their_own_none():

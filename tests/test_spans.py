@@ -7,14 +7,14 @@ from time import process_time
 import numpy as np
 import pytest
 import tokenizers_for_tests as toys
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from decodner_hf.forest_decodner import build_forest
 from decodner_hf.prompting_decodner import PromptTemplate
 from decodner_hf.spans_decodner import encode_documents, split_into_windows, truncate_document
 from decodner_hf.tokenization_decodner import continuation_ids
-from decodner_hf.words_decodner import split_words
+from decodner_hf.words_decodner import split_texts, split_words
 
 TEMPLATE = PromptTemplate()
 PIECES = (
@@ -116,6 +116,17 @@ def test_every_visible_character_is_in_exactly_one_word(text):
         assert not text[end - 1].isspace()
     for character, inside in zip(text, covered, strict=True):
         assert inside or unicodedata.category(character) in {"Zs", "Zl", "Zp", "Cc", "Cf"}
+
+
+@PROPERTY
+@given(st.lists(st.lists(st.sampled_from([*PIECES, *" ,.abZ\n"]), max_size=12).map("".join), max_size=4))
+@example(["(,, Apple, b), Jobs", "\u0600 a b", "\r", "a", ""])
+def test_words_of_many_texts_are_those_of_each(texts):
+    starts, ends, counts = split_texts(texts)
+    assert counts.tolist() == [len(split_words(text)[0]) for text in texts]
+    for found, column in ((starts, 0), (ends, 1)):
+        assert found.dtype == np.int64
+        assert found.tolist() == [bound for text in texts for bound in split_words(text)[column].tolist()]
 
 
 @pytest.mark.parametrize(
