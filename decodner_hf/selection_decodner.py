@@ -65,7 +65,10 @@ def select_spans(
         return span, label, score
     first, last = starts[span], ends[span]
     if cu_spans is not None:  # lay the documents side by side on one axis: their spans cannot overlap there
-        shift = documents_of(span, _checked_cu_spans(cu_spans, len(starts))) * (int(last.max()) + 1)
+        bounds = _checked_cu_spans(cu_spans, len(starts))
+        document, lengths = documents_of(span, bounds), np.zeros(len(bounds) - 1, np.int64)
+        np.maximum.at(lengths, document, last)
+        shift = (np.cumsum(lengths) - lengths)[document]
         first, last = first + shift, last + shift
     order = _reading_order(first, last, label, score, multi_label)
     span, label, score, first, last = span[order], label[order], score[order], first[order], last[order]
