@@ -19,7 +19,7 @@ corpus=(scripts/bench_corpus.py --device cuda --compile --long-documents 24)
 attention=(scripts/bench_attention.py)
 measure ladder_llama-1b "${ladder[@]}" --preset llama-1b
 measure corpus_llama-1b "${corpus[@]}" --preset llama-1b
-measure corpus_qwen-0.5b "${corpus[@]}" --preset qwen-0.5b --token-budget 32768
+measure corpus_qwen-0.5b "${corpus[@]}" --preset qwen-0.5b
 measure ladder_llama-8b "${ladder[@]}" --preset llama-8b --repeats 6
 measure attention "${attention[@]}" --nodes 3865 8192 --prefix 512 8192 --methods kernel flash flex flex_dynamic
 measure attention_grid "${attention[@]}" --methods kernel flash flex_dynamic
