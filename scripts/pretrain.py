@@ -20,7 +20,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from pretrain_data import BEGIN, END, PAD, Corpus, RowOrder, cut_rows, tokenize_corpus, train_tokenizer
+from pretrain_data import Corpus, RowOrder, check_same, cut_rows, described, prepare_tokenizer, tokenize_corpus
 from pretrain_options import parse
 from torch import nn
 from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -123,7 +123,7 @@ def pretrain(options: argparse.Namespace, started: float) -> int:
     say: Callable[[str], None] = lambda text: accelerator.print(text, flush=True)  # noqa: E731
     schedule = Schedule.of(options)
     with accelerator.main_process_first():
-        tokenizer = prepare_tokenizer(options, say)
+        tokenizer = tokenizer_of(options, say)
         corpus = tokenize_corpus(options.text, options.text_field, tokenizer.backend_tokenizer, options.work)
     say(f"{len(corpus.token_ids):,} tokens in {len(corpus.cu_seqlens) - 1:,} documents, {seconds(started)}")
     trainer = Pretrainer(options, schedule, corpus, tokenizer, accelerator)
@@ -244,7 +244,9 @@ class Pretrainer:
     def _identity(self) -> dict[str, Any]:
         """What must be the same for a saved state to be gone on from."""
         names = (*SHAPE, "tokens", "batch_tokens", "optimizer", "learning_rate", "warmup", "seed", "valid_documents")
-        return {name: getattr(self.options, name) for name in names}
+        init = None if self.options.init is None else str(self.options.init)
+        text = {"text": described(self.options.text), "text_field": self.options.text_field}
+        return {name: getattr(self.options, name) for name in names} | text | {"init": init}
 
     def save_state(self) -> None:
         """Writes weights, optimizer and step, so that the same command goes on from here."""
@@ -261,12 +263,7 @@ class Pretrainer:
         if not self.state_path.exists():
             return False
         state = torch.load(self.state_path, map_location=self.accelerator.device, weights_only=True)
-        other = {name: value for name, value in state["identity"].items() if value != self._identity()[name]}
-        if other:
-            raise ValueError(
-                f"{self.state_path} is of a run with {other}, this one has others: give those values, or another "
-                "--work folder."
-            )
+        check_same(self.state_path, state["identity"], self._identity())
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
@@ -289,7 +286,6 @@ class Pretrainer:
             "mlp": config.intermediate_size,
             "max_positions": config.max_position_embeddings,
             "parameters": self.num_parameters,
-            "files": [path.name for path in self.options.text],
             "valid_loss": valid_loss,
         }
         (directory / "pretraining.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
@@ -327,16 +323,16 @@ def make_optimizer(name: str, model: nn.Module, rate: float, device: torch.devic
     return torch.optim.AdamW(groups, lr=rate, betas=BETAS, fused=device.type == "cuda")
 
 
-def prepare_tokenizer(options: argparse.Namespace, say: Callable[[str], None]) -> PreTrainedTokenizerFast:
+def tokenizer_of(options: argparse.Namespace, say: Callable[[str], None]) -> PreTrainedTokenizerFast:
     """The tokenizer at --init, or that of an earlier run, or one trained now."""
-    kept = options.work / "tokenizer"
-    if options.init is None and not (kept / "tokenizer.json").exists():
-        start = time.monotonic()
-        trained = train_tokenizer(options.text, options.text_field, options.vocabulary, options.tokenizer_characters)
-        marks = {"bos_token": BEGIN, "eos_token": END, "pad_token": PAD}
-        PreTrainedTokenizerFast(tokenizer_object=trained, **marks).save_pretrained(kept)
-        say(f"trained a tokenizer of {trained.get_vocab_size():,} tokens, {seconds(start)}")
-    return PreTrainedTokenizerFast.from_pretrained(options.init or kept)
+    if options.init is not None:
+        return PreTrainedTokenizerFast.from_pretrained(options.init)
+    start = time.monotonic()
+    made_from = (options.text, options.text_field, options.vocabulary, options.tokenizer_characters)
+    tokenizer, new = prepare_tokenizer(*made_from, options.work / "tokenizer")
+    if new:
+        say(f"trained a tokenizer of {len(tokenizer):,} tokens, {seconds(start)}")
+    return tokenizer
 
 
 def seconds(since: float) -> str:

@@ -13,11 +13,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
 
 IntArray = NDArray[np.int64]
 BEGIN, END, PAD = "<|begin|>", "<|end|>", "<|pad|>"
@@ -106,6 +107,46 @@ def read_texts(path: Path, field: str) -> Iterator[str]:
             yield record[field]
 
 
+def described(paths: Sequence[Path]) -> list[str]:
+    """Name and size of each file: what must be the same for work on these texts to be gone on with."""
+    return [f"{path.name} {path.stat().st_size}" for path in paths]
+
+
+def check_same(path: Path, kept: dict[str, Any], asked: dict[str, Any]) -> None:
+    """Refuses to go on from `path`, which was made with the options `kept`, where `asked` has others of that name.
+
+    Raises:
+        ValueError: names the values that differ.
+    """
+    other = {name: value for name, value in kept.items() if value != asked[name]}
+    if other:
+        raise ValueError(
+            f"{path} is of a run with {other}, this one has others: give those values, or another --work folder."
+        )
+
+
+def prepare_tokenizer(
+    paths: Sequence[Path], field: str, vocabulary: int, characters: int, directory: Path
+) -> tuple[PreTrainedTokenizerFast, bool]:
+    """The tokenizer in `directory`, and whether it was trained just now, since there was none.
+
+    Raises:
+        ValueError: the one there was trained with other values, or on other files; or see `train_tokenizer`.
+    """
+    made_from = directory / "made_from.json"  # written last: without it the tokenizer may be half there
+    asked = {"vocabulary": vocabulary, "tokenizer_characters": characters, "text_field": field}
+    asked |= {"text": described(paths)}
+    new = not made_from.exists()
+    if new:
+        trained = train_tokenizer(paths, field, vocabulary, characters)
+        marks = {"bos_token": BEGIN, "eos_token": END, "pad_token": PAD}
+        PreTrainedTokenizerFast(tokenizer_object=trained, **marks).save_pretrained(directory)
+        made_from.write_text(json.dumps(asked, indent=2) + "\n", encoding="utf-8")
+    else:
+        check_same(directory, json.loads(made_from.read_text("utf-8")), asked)
+    return PreTrainedTokenizerFast.from_pretrained(directory), new
+
+
 def train_tokenizer(paths: Sequence[Path], field: str, vocabulary: int, characters: int) -> Tokenizer:
     """Trains a byte-level BPE on the first `characters` characters, an equal part of every file.
 
@@ -158,8 +199,8 @@ def tokenize_corpus(paths: Sequence[Path], field: str, tokenizer: Tokenizer, dir
 
     Files are decompressed by threads while the tokenizer, which uses every core by itself, is at work.
     """
-    described = [tokenizer.to_str(), field, *(f"{path.name} {path.stat().st_size}" for path in paths)]
-    fingerprint = hashlib.sha256("\n".join(described).encode()).hexdigest()
+    made_from = [tokenizer.to_str(), field, *described(paths)]
+    fingerprint = hashlib.sha256("\n".join(made_from).encode()).hexdigest()
     directory.mkdir(parents=True, exist_ok=True)
     tokens_path, bounds_path = directory / "tokens.uint16", directory / "documents.npy"
     stamp = directory / "fingerprint.txt"

@@ -1,5 +1,6 @@
 import json
 import lzma
+from pathlib import Path
 
 import numpy as np
 import pretrain
@@ -92,6 +93,38 @@ def test_a_state_of_another_run_is_refused(texts, tmp_path, capsys):
     assert run(texts, tmp_path / "model", max_seconds=0) == 3
     assert run(texts, tmp_path / "model", seed=1) == 1
     assert "is of a run with {'seed': 0}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"vocabulary": 330}, "{'vocabulary': 320}"),
+        ({"tokenizer_characters": 900}, "{'tokenizer_characters': 60000000}"),
+        ({"text_field": "body"}, "{'text_field': 'text'}"),
+    ],
+    ids=["vocabulary", "characters", "field"],
+)
+def test_a_tokenizer_of_other_options_is_refused_before_anything_is_tokenized(texts, tmp_path, capsys, changed, said):
+    prepared = pretrain_data.prepare_tokenizer([Path(text) for text in texts], "text", 320, 60_000_000, tmp_path / "t")
+    again = pretrain_data.prepare_tokenizer([Path(text) for text in texts], "text", 320, 60_000_000, tmp_path / "t")
+    assert (prepared[1], again[1]) == (True, False)
+    assert prepared[0].get_vocab() == again[0].get_vocab()
+    (tmp_path / "model.work").mkdir()
+    (tmp_path / "t").rename(tmp_path / "model.work" / "tokenizer")
+    assert run(texts, tmp_path / "model", **changed) == 1
+    assert f"{tmp_path / 'model.work' / 'tokenizer'} is of a run with {said}" in capsys.readouterr().err
+    assert not (tmp_path / "model.work" / "tokens.uint16").exists()
+    assert run(texts, tmp_path / "model") == 0
+
+
+def test_other_texts_want_another_work_folder_whoever_made_the_tokenizer(texts, tmp_path, capsys):
+    assert run(texts, tmp_path / "first", tokens=128) == 0
+    assert run(texts[:1], tmp_path / "first", tokens=128) == 1
+    assert "'text': ['a.jsonl " in capsys.readouterr().err
+    begin = ("--init", str(tmp_path / "first"))
+    assert run(texts, tmp_path / "second", *begin, max_seconds=0) == 3
+    assert run(texts[:1], tmp_path / "second", *begin) == 1
+    assert "state.pt is of a run with {'text': ['a.jsonl " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
