@@ -24,7 +24,7 @@ def add_pipeline_arguments(command: argparse.ArgumentParser) -> None:
         "--labels", nargs="+", metavar="NAME[=DESCRIPTION]", help="entity types (default: those of the model)"
     )
     options.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: an accelerator where there is one)")
-    options.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights (default: auto, as saved)")
+    options.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights (default: as in config.json)")
     options.add_argument(
         "--threshold", type=_probability, metavar="P", help="lowest score reported, 0 to 1 (default: the model's)"
     )

@@ -68,7 +68,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--sample", type=int, metavar="N", help="only about N examples of each set, evenly spaced")
     parser.add_argument("--context-words", type=int, default=400, metavar="N", help="of a passage (default: 400)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: an accelerator where there is one)")
-    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights (default: as saved)")
+    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights (default: as in config.json)")
     parser.add_argument("--token-budget", type=int, metavar="N", help="tokens a pass")
     options = parser.parse_args(argv)
     if options.model is None and not options.table:

@@ -83,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     model = parser.add_argument_group("model")
     model.add_argument("--model", required=True, metavar="DIR_OR_ID")
     model.add_argument("--device", help="cpu, cuda, cuda:1 (default: an accelerator where there is one)")
-    model.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights (default: as saved)")
+    model.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights (default: as in config.json)")
     model.add_argument("--token-budget", type=int, metavar="N", help="tokens a pass")
     _add_decoding(parser.add_argument_group("decoding (choose on dev sets only)"))
     output = parser.add_argument_group("output")
