@@ -228,9 +228,9 @@ def _tag(options: argparse.Namespace) -> int:
             print(json.dumps({"text": record.text, "entities": entities}, ensure_ascii=False), flush=True)
     elif options.format == "json":
         documents = [{"text": record.text, "entities": entities} for record, entities in results]
-        print(json.dumps(documents, ensure_ascii=False, indent=2))
+        print(json.dumps(documents, ensure_ascii=False, indent=2), flush=True)
     else:
-        print("".join(html_page([(record.text, entities) for record, entities in results])), end="")
+        print("".join(html_page([(record.text, entities) for record, entities in results])), end="", flush=True)
     return OK
 
 
