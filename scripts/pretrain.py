@@ -14,23 +14,30 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from pretrain_data import Corpus, RowOrder, check_same, cut_rows, described, prepare_tokenizer, tokenize_corpus
-from pretrain_options import parse
+from pretrain_data import (
+    Corpus,
+    RowOrder,
+    check_same,
+    cut_rows,
+    described,
+    prepare_tokenizer,
+    tokenize_corpus,
+    tokenizer_in,
+)
+from pretrain_options import Schedule, parse
 from torch import nn
-from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AttentionInterface, AutoConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from decodner_hf.muon import Muon
 
 OK, FAILED, UNFINISHED = 0, 1, 3
 ATTENTION = "causal_rows"
 BETAS, WEIGHT_DECAY, CLIP = (0.9, 0.95), 0.1, 1.0
-LAST_RATE = 0.02  # the learning rate at the end, as a part of the highest
 SHAPE = ("vocabulary", "hidden", "layers", "heads", "mlp", "row_tokens", "max_positions")
 
 
@@ -69,36 +76,6 @@ class RowLoss(nn.Module):
             states = self.model.model(input_ids=rows[:, :-1], use_cache=False).last_hidden_state
             logits = self.model.lm_head(states)
         return F.cross_entropy(logits.float().flatten(0, 1), rows[:, 1:].flatten())
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Sizes of the run in steps; all follow from the arguments, so that a resumed run has the same."""
-
-    steps: int
-    warmup: int
-    rate: float
-    rows: int  # a step, over all ranks
-
-    @classmethod
-    def of(cls, options: argparse.Namespace) -> "Schedule":
-        """Raises a ValueError where a step is not a whole number of rows, or the run is shorter than a step."""
-        rows, rest = divmod(options.batch_tokens, options.row_tokens)
-        if rest or not rows:
-            raise ValueError(
-                f"--batch-tokens {options.batch_tokens} is not a multiple of --row-tokens {options.row_tokens}."
-            )
-        steps = options.tokens // options.batch_tokens
-        if steps < 1:
-            raise ValueError(f"--tokens {options.tokens} is less than one step of {options.batch_tokens}.")
-        return cls(steps, max(1, round(options.warmup * steps)), options.learning_rate, rows)
-
-    def rate_at(self, step: int) -> float:
-        """Learning rate of step `step`: linear up to the end of the warm-up, then a cosine down."""
-        if step < self.warmup:
-            return self.rate * (step + 1) / self.warmup
-        part = (step - self.warmup) / max(1, self.steps - self.warmup)
-        return self.rate * (LAST_RATE + (1 - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * part)))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -294,6 +271,12 @@ class Pretrainer:
 def make_model(options: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     """A random Llama by the options, or the one at --init."""
     if options.init is not None:
+        of = AutoConfig.from_pretrained(options.init).get_text_config()
+        if of.model_type != LlamaConfig.model_type or of.vocab_size < len(tokenizer):
+            raise ValueError(
+                f"--init {options.init} is a {of.model_type} model of {of.vocab_size:,} tokens, with a tokenizer of "
+                f"{len(tokenizer):,}: the start must be a Llama, and know all tokens."
+            )
         return LlamaForCausalLM.from_pretrained(options.init, dtype=torch.float32, attn_implementation=ATTENTION)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -326,7 +309,7 @@ def make_optimizer(name: str, model: nn.Module, rate: float, device: torch.devic
 def tokenizer_of(options: argparse.Namespace, say: Callable[[str], None]) -> PreTrainedTokenizerFast:
     """The tokenizer at --init, or that of an earlier run, or one trained now."""
     if options.init is not None:
-        return PreTrainedTokenizerFast.from_pretrained(options.init)
+        return tokenizer_in(options.init)
     start = time.monotonic()
     made_from = (options.text, options.text_field, options.vocabulary, options.tokenizer_characters)
     tokenizer, new = prepare_tokenizer(*made_from, options.work / "tokenizer")

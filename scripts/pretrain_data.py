@@ -25,6 +25,7 @@ BEGIN, END, PAD = "<|begin|>", "<|end|>", "<|pad|>"
 # Words with the mark or space before them, digits by twos, punctuation with the line ends behind it, other space.
 WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 DOCUMENTS_AT_ONCE = 2048
+MOST_TOKENS = 65536  # 16 bits
 READERS = 4  # files that are decompressed at the same time
 
 
@@ -101,7 +102,10 @@ def read_texts(path: Path, field: str) -> Iterator[str]:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
-            record = json.loads(line)
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}, line {number} is not JSON: {error}.") from error
             if not isinstance(record, dict) or not isinstance(record.get(field), str):
                 raise ValueError(f"{path}, line {number}: no text in the field {field!r}; name it with --text-field.")
             yield record[field]
@@ -147,14 +151,22 @@ def prepare_tokenizer(
     return PreTrainedTokenizerFast.from_pretrained(directory), new
 
 
+def tokenizer_in(directory: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer of a model that a run starts from; a ValueError if it cannot serve here."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)
+    if END not in tokenizer.get_vocab() or len(tokenizer) > MOST_TOKENS:
+        raise ValueError(f"{directory}: the tokenizer must have the token {END}, and at most {MOST_TOKENS:,} in all.")
+    return tokenizer
+
+
 def train_tokenizer(paths: Sequence[Path], field: str, vocabulary: int, characters: int) -> Tokenizer:
     """Trains a byte-level BPE on the first `characters` characters, an equal part of every file.
 
     Raises:
         ValueError: a vocabulary that is too small for the 256 bytes, or too large for 16 bits.
     """
-    if not 300 <= vocabulary <= 65536:
-        raise ValueError(f"the vocabulary must have 300 to 65,536 tokens, not {vocabulary}.")
+    if not 300 <= vocabulary <= MOST_TOKENS:
+        raise ValueError(f"the vocabulary must have 300 to {MOST_TOKENS:,} tokens, not {vocabulary}.")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     split = pre_tokenizers.Split(Regex(WORDS), "isolated")
@@ -198,6 +210,9 @@ def tokenize_corpus(paths: Sequence[Path], field: str, tokenizer: Tokenizer, dir
     """Tokenizes the files once and keeps the tokens in `directory`; later calls with the same files map them.
 
     Files are decompressed by threads while the tokenizer, which uses every core by itself, is at work.
+
+    Raises:
+        ValueError: no text at all, or a line that has none.
     """
     made_from = [tokenizer.to_str(), field, *described(paths)]
     fingerprint = hashlib.sha256("\n".join(made_from).encode()).hexdigest()
@@ -212,6 +227,8 @@ def tokenize_corpus(paths: Sequence[Path], field: str, tokenizer: Tokenizer, dir
                 remaining = iter(texts)
                 while batch := list(islice(remaining, DOCUMENTS_AT_ONCE)):
                     lengths.append(_write_batch(batch, tokenizer, out))
+        if not lengths:
+            raise ValueError(f"there is no text in {', '.join(map(str, paths))}.")
         bounds = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.concatenate(lengths))])
         np.save(bounds_path, bounds)
         stamp.write_text(fingerprint)
