@@ -29,7 +29,7 @@ from decodner_hf.evaluation import Decoder, score_examples
 from decodner_hf.example_rows import SPLIT_NAMES
 from decodner_hf.examples import Example, labels_of, load_examples
 from decodner_hf.label_maps import LabelMap
-from decodner_hf.pipeline_arguments import DTYPES
+from decodner_hf.pipeline_arguments import DTYPES, check_model_folder
 from decodner_hf.span_metrics import confusion, span_scores
 from decodner_hf.training_arguments import add_context_arguments
 from decodner_hf.training_options import context_of
@@ -149,7 +149,8 @@ def _is_test_data(options: argparse.Namespace) -> bool:
 
 
 def load_pipeline(options: argparse.Namespace) -> DecodNERPipeline:
-    """Loads the model that the options name; a ValueError where there is no such device."""
+    """Loads the model that the options name; a ValueError where there is no such device, an OSError without it."""
+    check_model_folder(options.model)
     if options.device is not None and torch.device(options.device).type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"--device {options.device}: torch sees no CUDA GPU here; use --device cpu.")
     pipe: DecodNERPipeline = pipeline(

@@ -396,6 +396,8 @@ def test_bad_data_ends_with_a_message(files, capsys):
 
 def test_a_gpu_that_is_not_there_is_a_message(files, capsys, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert call(files, "--model", "./nowhere") == 1
+    assert "there is no folder ./nowhere" in capsys.readouterr().err
     assert call(files, "--device", "cuda:0") == 1
     assert "no CUDA GPU" in capsys.readouterr().err
 
