@@ -53,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.out is not None:
             options.out.parent.mkdir(parents=True, exist_ok=True)
             options.out.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        _publish(results, options)
     except (ValueError, OSError, ImportError, RuntimeError) as error:
         print(f"run_eval: error: {error}", file=sys.stderr)
         return FAILED
@@ -184,12 +185,16 @@ def _one_set(options: argparse.Namespace) -> dict[str, Any]:
     result = evaluate_set(pipe, examples, options, labels, name, options.split)
     result["calibration"] = None if calibration is None else calibration.to_dict()
     print(table(result))
+    return result
+
+
+def _publish(result: dict[str, Any], options: argparse.Namespace) -> None:
+    """Draws, and adds to the card, what was asked for."""
     written = [] if options.plots is None else draw(result, options.plots)
     if options.card is not None:
-        written += add_to_card(result, options.card, options.dataset_id or name)
+        written += add_to_card(result, options.card, options.dataset_id or result["dataset"])
     for path in written:
         print(f"wrote {path}")
-    return result
 
 
 def own_config(folder: Path) -> dict[str, Any]:

@@ -1,4 +1,5 @@
 import json
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -376,6 +377,16 @@ def test_wrong_usage_is_refused(files, arguments):
     with pytest.raises(SystemExit) as stop:
         call(files, *(argument.replace("{data}", str(files / "data")) for argument in arguments))
     assert stop.value.code == 2
+
+
+def test_results_are_kept_where_pictures_or_the_card_cannot_be_written(files, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    (files / "bare").mkdir()
+    for index, (option, said) in enumerate((("--plots", "pictures need matplotlib"), ("--card", "has no README.md"))):
+        out = files / f"{index}.json"
+        assert call(files, "--out", out, option, files / "bare") == 1
+        assert said in capsys.readouterr().err
+        assert json.loads(out.read_text())["scores"]["gold"] > 0
 
 
 def test_help_says_where_thresholds_come_from(capsys):
