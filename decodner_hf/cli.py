@@ -22,7 +22,7 @@ from tqdm import tqdm
 from .annotate import Job, Pipe, annotate, exclusive, prepare, stream
 from .corpus_files import Record, decoded_lines
 from .default import default_model
-from .pipeline_arguments import add_pipeline_arguments, parse_labels
+from .pipeline_arguments import add_pipeline_arguments, check_model_folder, parse_labels
 from .rendering import html_page, printable, table
 from .training_arguments import add_train_arguments
 
@@ -152,8 +152,7 @@ def load_pipeline(options: argparse.Namespace) -> Pipe:
         RuntimeError: a model whose files are broken.
     """
     model = options.model or str(default_model())
-    if model.startswith((".", "/", "~")) and not Path(model).exists():
-        raise FileNotFoundError(f"there is no folder {model}.")
+    check_model_folder(model)
     gc.disable()  # thousands of modules are about to be loaded and nothing is garbage: a sixth of the time
     try:
         return _load(model, options)
@@ -228,9 +227,9 @@ def _tag(options: argparse.Namespace) -> int:
             print(json.dumps({"text": record.text, "entities": entities}, ensure_ascii=False), flush=True)
     elif options.format == "json":
         documents = [{"text": record.text, "entities": entities} for record, entities in results]
-        print(json.dumps(documents, ensure_ascii=False, indent=2))
+        print(json.dumps(documents, ensure_ascii=False, indent=2), flush=True)
     else:
-        print("".join(html_page([(record.text, entities) for record, entities in results])), end="")
+        print("".join(html_page([(record.text, entities) for record, entities in results])), end="", flush=True)
     return OK
 
 

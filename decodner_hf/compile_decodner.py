@@ -8,7 +8,7 @@ Knows nothing of labels, heads or text.
 
 from collections.abc import Callable
 from dataclasses import astuple, dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -25,7 +25,13 @@ if HAS_KERNEL:
     from .attention_decodner_triton import kernel_config
 
 PROBE_TOKENS = 3
+Method = TypeVar("Method", bound=Callable[..., Any])
 LEAST = 2  # torch.compile makes a graph of its own for a size of 0 or 1
+
+
+def without_gradients(method: Method) -> Method:
+    """Runs a method without gradients, but not in the caller's inference mode: layers would be compiled anew in it."""
+    return torch.inference_mode(False)(torch.no_grad()(method))
 
 
 @dataclass(frozen=True)

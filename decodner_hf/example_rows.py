@@ -30,7 +30,8 @@ def read_rows(source: str | Path, split: str | None) -> Rows:
     if path.suffix.lower() in SUFFIXES or path.is_absolute() or str(source).startswith("."):
         raise FileNotFoundError(f"there is no file or folder {path}.")
     name, revision = HUB_NAMES.get(str(source), (str(source), None))
-    return _dataset_rows(_datasets().load_dataset(name, revision=revision), source, split)
+    datasets = _datasets(f"there is no file or folder {source}; a set of that name on the Hub")
+    return _dataset_rows(datasets.load_dataset(name, revision=revision), source, split)
 
 
 def _split_file(folder: Path, split: str | None) -> Path:
@@ -139,9 +140,9 @@ def _class_names(names: Sequence[str], numbers: Sequence[int], place: str) -> li
     return [names[number] for number in numbers]
 
 
-def _datasets() -> Any:
+def _datasets(what: str = "this source") -> Any:
     try:
         import datasets
     except ImportError as error:
-        raise ImportError("this source needs datasets: pip install 'decodner-hf[eval]'.") from error
+        raise ImportError(f"{what} needs datasets: pip install 'decodner-hf[eval]'.") from error
     return datasets

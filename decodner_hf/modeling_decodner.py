@@ -18,6 +18,7 @@ from .acceleration_decodner import CompileMethods
 from .attention_decodner import ATTENTION_NAME
 from .cache_decodner import DualBufferCache
 from .checks_decodner import InputChecks
+from .compile_decodner import without_gradients
 from .configuration_decodner import DecodNERConfig
 from .forest_decodner import TokenForest, build_forest
 from .graphs_decodner import SpanPassGraphs
@@ -205,8 +206,7 @@ class DecodNERForSpanClassification(
             loss = _span_loss(logits, labels.reshape(-1).to(logits.device), num_items_in_batch)
         return SpanClassifierOutput(loss=loss, logits=logits)
 
-    @torch.inference_mode(False)  # a compiled layer would be compiled anew in inference mode
-    @torch.no_grad()
+    @without_gradients
     def encode_prefix(self, token_ids: Any, cache: DualBufferCache | None = None) -> DualBufferCache:
         """Encodes tokens behind the prefix that `cache` holds, so that spans can be scored against both.
 
@@ -240,8 +240,7 @@ class DecodNERForSpanClassification(
         cache.commit(forest.num_nodes)
         return cache
 
-    @torch.inference_mode(False)  # a compiled layer would be compiled anew in inference mode
-    @torch.no_grad()
+    @without_gradients
     def score_forest(
         self, forest: TokenForest, symbol_token_ids: Any, cache: DualBufferCache | None = None
     ) -> torch.Tensor:

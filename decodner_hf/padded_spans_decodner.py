@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from .cache_decodner import DualBufferCache
+from .compile_decodner import without_gradients
 from .forest_decodner import rows_forest
 from .guard_decodner import input_device, packed_arguments
 from .transfers_decodner import upload
@@ -29,8 +30,7 @@ class PaddedSpanMethods:
         cache.reset()
         return self.encode_prefix(prefix_ids, cache)
 
-    @torch.inference_mode(False)  # a compiled layer would be compiled anew in inference mode
-    @torch.no_grad()
+    @without_gradients
     def forward_spans(
         self, span_ids: torch.Tensor, position_ids: torch.Tensor | None, cache: DualBufferCache
     ) -> torch.Tensor:

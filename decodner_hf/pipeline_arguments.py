@@ -7,10 +7,17 @@ Knows nothing of models or files.
 import argparse
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 OVERLAPS = ("flat", "nested", "all")
+
+
+def check_model_folder(model: str) -> None:
+    """Tells a folder that is not there from a name on the Hub; a FileNotFoundError where there is none."""
+    if model.startswith((".", "/", "~")) and not Path(model).exists():
+        raise FileNotFoundError(f"there is no folder {model}.")
 
 
 def add_pipeline_arguments(command: argparse.ArgumentParser) -> None:
@@ -24,7 +31,7 @@ def add_pipeline_arguments(command: argparse.ArgumentParser) -> None:
         "--labels", nargs="+", metavar="NAME[=DESCRIPTION]", help="entity types (default: those of the model)"
     )
     options.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: an accelerator where there is one)")
-    options.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights (default: auto, as saved)")
+    options.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights (default: as in config.json)")
     options.add_argument(
         "--threshold", type=_probability, metavar="P", help="lowest score reported, 0 to 1 (default: the model's)"
     )

@@ -23,6 +23,7 @@ from .configuration_decodner import DecodNERConfig
 from .head_decodner import decoder_layers
 from .modeling_decodner import DecodNERForSpanClassification
 from .muon import Muon
+from .pipeline_arguments import check_model_folder
 from .prompting_decodner import PromptTemplate
 from .publishing_decodner import write_tokenizer
 from .trainer import SpanTrainer
@@ -66,6 +67,7 @@ def run_train(options: argparse.Namespace) -> int:
         OSError: files that cannot be read.
     """
     started = time.monotonic()
+    check_model_folder(options.model)
     say: Say = PartialState(cpu=options.cpu).print  # the first to ask decides what the processes speak over
     plan = read_plan(options, say)
     model = load_model(options, plan)

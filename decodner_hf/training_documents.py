@@ -24,6 +24,7 @@ from .spans_decodner import EncodedDocument, encode_documents, split_into_window
 IntArray = NDArray[np.int64]
 UNLABELLED = -100  # carries no loss
 NONE = 0  # gold codes: 0 is no entity, t + 1 the type number t
+SHOWN = 60  # characters of an example in messages
 AT_ONCE = 512  # examples
 SURE_NEGATIVES = 8  # per gold span of an example that is labelled in part
 
@@ -181,9 +182,12 @@ def encode_sources(
     chunks = _Chunks(sources, encoder, seed)
     documents: list[TrainingDocument] = []
     coverage = [Coverage() for _ in sources]
-    for (index, _), (encoded, counts) in zip(
+    for (index, _), outcome in zip(
         chunks.places, DataLoader(chunks, batch_size=None, num_workers=workers), strict=True
     ):
+        if isinstance(outcome, ValueError):
+            raise outcome
+        encoded, counts = outcome
         documents += encoded
         coverage[index].add(counts)
     inventories = tuple(np.array([numbers[label] for label in source.labels], np.int64) for source in sources)
@@ -198,8 +202,10 @@ def _alike(examples: Sequence[Example]) -> Iterator[list[Example]]:
             yield chosen
 
 
-class _Chunks(Dataset[tuple[list["TrainingDocument"], Coverage]]):
+class _Chunks(Dataset[tuple[list["TrainingDocument"], Coverage] | ValueError]):
     """Some hundred examples of a source at a time, encoded: what one worker does at once.
+
+    An error is returned: raised in a worker it would come with a traceback for a message.
 
     Attributes:
         places: number of its source and first example of each chunk.
@@ -216,10 +222,13 @@ class _Chunks(Dataset[tuple[list["TrainingDocument"], Coverage]]):
     def __len__(self) -> int:
         return len(self.places)
 
-    def __getitem__(self, index: int) -> tuple[list[TrainingDocument], Coverage]:
+    def __getitem__(self, index: int) -> tuple[list[TrainingDocument], Coverage] | ValueError:
         number, start = self.places[index]
         source, generator = self.sources[number], np.random.default_rng([self.seed, number, start])
-        return self.encoder.encode(source.examples[start : start + AT_ONCE], number, source.context, generator)
+        try:
+            return self.encoder.encode(source.examples[start : start + AT_ONCE], number, source.context, generator)
+        except ValueError as error:
+            return ValueError(f"the source {source.name!r}: {error}")
 
 
 @dataclass(frozen=True)
@@ -268,7 +277,10 @@ class _Encoder:
     def _windows(self, document: EncodedDocument) -> list[EncodedDocument]:
         if self.max_tokens is None:
             return [document]
-        return split_into_windows(document, self.max_tokens, self.tokenizer, self.template)
+        try:
+            return split_into_windows(document, self.max_tokens, self.tokenizer, self.template)
+        except ValueError as error:
+            raise ValueError(f"the example {document.text[:SHOWN]!r}: {error}") from error
 
     def _gold(self, passage: Passage, document: EncodedDocument, counts: Coverage) -> dict[tuple[int, int], int]:
         """Type number of each labelled span that is a candidate; the others are counted."""

@@ -68,7 +68,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--sample", type=int, metavar="N", help="only about N examples of each set, evenly spaced")
     parser.add_argument("--context-words", type=int, default=400, metavar="N", help="of a passage (default: 400)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: an accelerator where there is one)")
-    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights (default: as saved)")
+    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights (default: as in config.json)")
     parser.add_argument("--token-budget", type=int, metavar="N", help="tokens a pass")
     options = parser.parse_args(argv)
     if options.model is None and not options.table:
@@ -168,6 +168,8 @@ def _coarse_sets(quality: Quality) -> None:
         if any(example.document for example in examples):
             for context in (Context("document", options.context_words), Context("preceding", PRECEDING_WORDS)):
                 quality.add("unseen", f"{name} {split}", examples, bare.labels, context=context)
+        else:
+            _say_no_documents(f"{name} {split}", "it is read by sentences alone")
         quality.add("unseen", f"{name} {split} with MISC", _load(options, name, split, whole), whole.labels)
 
 
@@ -186,6 +188,12 @@ def _robustness(quality: Quality) -> None:
     quality.add("robustness", f"conll2003 {split}", examples, dict.fromkeys(NAMES), kind="base")
     for variant in variants(examples):
         quality.add("robustness", variant.name, variant.examples, variant.labels, kind=variant.kind, read=variant.read)
+    if not any(example.document for example in examples):
+        _say_no_documents(f"conll2003 {split}", "longer documents are left out")
+
+
+def _say_no_documents(name: str, consequence: str) -> None:
+    print(f"{name} does not say which document a sentence belongs to: {consequence}.", file=sys.stderr, flush=True)
 
 
 def _load(options: argparse.Namespace, name: str, split: str, label_map: LabelMap | Path) -> list[Example]:

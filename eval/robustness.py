@@ -47,6 +47,8 @@ class Variant:
 def variants(examples: Sequence[Example], seed: int = 0) -> Iterator[Variant]:
     """All changes, one at a time, of examples with the labels of `NAMES` in lists of words.
 
+    None is longer where no example names its document: sentences that do not belong together make no document.
+
     Raises:
         ValueError: examples of texts.
     """
@@ -63,9 +65,9 @@ def variants(examples: Sequence[Example], seed: int = 0) -> Iterator[Variant]:
     yield Variant("descriptions", "with descriptions", list(examples), dict(DESCRIPTIONS))
     yield Variant("case", "UPPER CASE", [recased(example, "upper") for example in examples], plain)
     yield Variant("case", "lower case", [recased(example, "lower") for example in examples], plain)
-    yield Variant(
-        "length", f"documents of {LONG_WORDS:,} words and more", long_documents(examples), plain, "documents"
-    )
+    if any(example.document for example in examples):
+        name = f"documents of {LONG_WORDS:,} words and more"
+        yield Variant("length", name, long_documents(examples), plain, "documents")
 
 
 def renamed(examples: Sequence[Example], names: dict[str, str]) -> list[Example]:
@@ -79,11 +81,12 @@ def renamed(examples: Sequence[Example], names: dict[str, str]) -> list[Example]
 def long_documents(examples: Sequence[Example], words: int = LONG_WORDS) -> list[Example]:
     """The sentences joined to examples of whole documents, each of at least `words` words (but one, if there are few).
 
-    Candidates may cross sentences here: nobody says where a user's sentences end.
+    A sentence that names no document is one by itself. Candidates may cross sentences here: nobody says where a user's
+    sentences end.
     """
     numbers, filled, before = [], 0, None
     for example in examples:
-        full = filled >= words and example.document != before
+        full = filled >= words and (example.document is None or example.document != before)
         numbers.append((numbers[-1] if numbers else 0) + full)
         filled, before = (0 if full else filled) + len(example.content), example.document
     if filled < words:  # the rest joins the ones before it

@@ -29,7 +29,7 @@ from decodner_hf.evaluation import Decoder, score_examples
 from decodner_hf.example_rows import SPLIT_NAMES
 from decodner_hf.examples import Example, labels_of, load_examples
 from decodner_hf.label_maps import LabelMap
-from decodner_hf.pipeline_arguments import DTYPES
+from decodner_hf.pipeline_arguments import DTYPES, check_model_folder
 from decodner_hf.span_metrics import confusion, span_scores
 from decodner_hf.training_arguments import add_context_arguments
 from decodner_hf.training_options import context_of
@@ -53,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.out is not None:
             options.out.parent.mkdir(parents=True, exist_ok=True)
             options.out.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        _publish(results, options)
     except (ValueError, OSError, ImportError, RuntimeError) as error:
         print(f"run_eval: error: {error}", file=sys.stderr)
         return FAILED
@@ -83,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     model = parser.add_argument_group("model")
     model.add_argument("--model", required=True, metavar="DIR_OR_ID")
     model.add_argument("--device", help="cpu, cuda, cuda:1 (default: an accelerator where there is one)")
-    model.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights (default: as saved)")
+    model.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights (default: as in config.json)")
     model.add_argument("--token-budget", type=int, metavar="N", help="tokens a pass")
     _add_decoding(parser.add_argument_group("decoding (choose on dev sets only)"))
     output = parser.add_argument_group("output")
@@ -149,7 +150,8 @@ def _is_test_data(options: argparse.Namespace) -> bool:
 
 
 def load_pipeline(options: argparse.Namespace) -> DecodNERPipeline:
-    """Loads the model that the options name; a ValueError where there is no such device."""
+    """Loads the model that the options name; a ValueError where there is no such device, an OSError without it."""
+    check_model_folder(options.model)
     if options.device is not None and torch.device(options.device).type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"--device {options.device}: torch sees no CUDA GPU here; use --device cpu.")
     pipe: DecodNERPipeline = pipeline(
@@ -183,12 +185,16 @@ def _one_set(options: argparse.Namespace) -> dict[str, Any]:
     result = evaluate_set(pipe, examples, options, labels, name, options.split)
     result["calibration"] = None if calibration is None else calibration.to_dict()
     print(table(result))
+    return result
+
+
+def _publish(result: dict[str, Any], options: argparse.Namespace) -> None:
+    """Draws, and adds to the card, what was asked for."""
     written = [] if options.plots is None else draw(result, options.plots)
     if options.card is not None:
-        written += add_to_card(result, options.card, options.dataset_id or name)
+        written += add_to_card(result, options.card, options.dataset_id or result["dataset"])
     for path in written:
         print(f"wrote {path}")
-    return result
 
 
 def own_config(folder: Path) -> dict[str, Any]:

@@ -14,23 +14,30 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from pretrain_data import BEGIN, END, PAD, Corpus, RowOrder, cut_rows, tokenize_corpus, train_tokenizer
-from pretrain_options import parse
+from pretrain_data import (
+    Corpus,
+    RowOrder,
+    check_same,
+    cut_rows,
+    described,
+    prepare_tokenizer,
+    tokenize_corpus,
+    tokenizer_in,
+)
+from pretrain_options import Schedule, parse
 from torch import nn
-from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AttentionInterface, AutoConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from decodner_hf.muon import Muon
 
 OK, FAILED, UNFINISHED = 0, 1, 3
 ATTENTION = "causal_rows"
 BETAS, WEIGHT_DECAY, CLIP = (0.9, 0.95), 0.1, 1.0
-LAST_RATE = 0.02  # the learning rate at the end, as a part of the highest
 SHAPE = ("vocabulary", "hidden", "layers", "heads", "mlp", "row_tokens", "max_positions")
 
 
@@ -71,36 +78,6 @@ class RowLoss(nn.Module):
         return F.cross_entropy(logits.float().flatten(0, 1), rows[:, 1:].flatten())
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """Sizes of the run in steps; all follow from the arguments, so that a resumed run has the same."""
-
-    steps: int
-    warmup: int
-    rate: float
-    rows: int  # a step, over all ranks
-
-    @classmethod
-    def of(cls, options: argparse.Namespace) -> "Schedule":
-        """Raises a ValueError where a step is not a whole number of rows, or the run is shorter than a step."""
-        rows, rest = divmod(options.batch_tokens, options.row_tokens)
-        if rest or not rows:
-            raise ValueError(
-                f"--batch-tokens {options.batch_tokens} is not a multiple of --row-tokens {options.row_tokens}."
-            )
-        steps = options.tokens // options.batch_tokens
-        if steps < 1:
-            raise ValueError(f"--tokens {options.tokens} is less than one step of {options.batch_tokens}.")
-        return cls(steps, max(1, round(options.warmup * steps)), options.learning_rate, rows)
-
-    def rate_at(self, step: int) -> float:
-        """Learning rate of step `step`: linear up to the end of the warm-up, then a cosine down."""
-        if step < self.warmup:
-            return self.rate * (step + 1) / self.warmup
-        part = (step - self.warmup) / max(1, self.steps - self.warmup)
-        return self.rate * (LAST_RATE + (1 - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * part)))
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns 0 when all tokens are trained on, 3 when --max-seconds stopped it, else 1."""
     started = time.monotonic()
@@ -123,7 +100,7 @@ def pretrain(options: argparse.Namespace, started: float) -> int:
     say: Callable[[str], None] = lambda text: accelerator.print(text, flush=True)  # noqa: E731
     schedule = Schedule.of(options)
     with accelerator.main_process_first():
-        tokenizer = prepare_tokenizer(options, say)
+        tokenizer = tokenizer_of(options, say)
         corpus = tokenize_corpus(options.text, options.text_field, tokenizer.backend_tokenizer, options.work)
     say(f"{len(corpus.token_ids):,} tokens in {len(corpus.cu_seqlens) - 1:,} documents, {seconds(started)}")
     trainer = Pretrainer(options, schedule, corpus, tokenizer, accelerator)
@@ -244,7 +221,9 @@ class Pretrainer:
     def _identity(self) -> dict[str, Any]:
         """What must be the same for a saved state to be gone on from."""
         names = (*SHAPE, "tokens", "batch_tokens", "optimizer", "learning_rate", "warmup", "seed", "valid_documents")
-        return {name: getattr(self.options, name) for name in names}
+        init = None if self.options.init is None else str(self.options.init)
+        text = {"text": described(self.options.text), "text_field": self.options.text_field}
+        return {name: getattr(self.options, name) for name in names} | text | {"init": init}
 
     def save_state(self) -> None:
         """Writes weights, optimizer and step, so that the same command goes on from here."""
@@ -261,12 +240,7 @@ class Pretrainer:
         if not self.state_path.exists():
             return False
         state = torch.load(self.state_path, map_location=self.accelerator.device, weights_only=True)
-        other = {name: value for name, value in state["identity"].items() if value != self._identity()[name]}
-        if other:
-            raise ValueError(
-                f"{self.state_path} is of a run with {other}, this one has others: give those values, or another "
-                "--work folder."
-            )
+        check_same(self.state_path, state["identity"], self._identity())
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
@@ -289,7 +263,6 @@ class Pretrainer:
             "mlp": config.intermediate_size,
             "max_positions": config.max_position_embeddings,
             "parameters": self.num_parameters,
-            "files": [path.name for path in self.options.text],
             "valid_loss": valid_loss,
         }
         (directory / "pretraining.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
@@ -298,6 +271,12 @@ class Pretrainer:
 def make_model(options: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     """A random Llama by the options, or the one at --init."""
     if options.init is not None:
+        of = AutoConfig.from_pretrained(options.init).get_text_config()
+        if of.model_type != LlamaConfig.model_type or of.vocab_size < len(tokenizer):
+            raise ValueError(
+                f"--init {options.init} is a {of.model_type} model of {of.vocab_size:,} tokens, with a tokenizer of "
+                f"{len(tokenizer):,}: the start must be a Llama, and know all tokens."
+            )
         return LlamaForCausalLM.from_pretrained(options.init, dtype=torch.float32, attn_implementation=ATTENTION)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -327,16 +306,16 @@ def make_optimizer(name: str, model: nn.Module, rate: float, device: torch.devic
     return torch.optim.AdamW(groups, lr=rate, betas=BETAS, fused=device.type == "cuda")
 
 
-def prepare_tokenizer(options: argparse.Namespace, say: Callable[[str], None]) -> PreTrainedTokenizerFast:
+def tokenizer_of(options: argparse.Namespace, say: Callable[[str], None]) -> PreTrainedTokenizerFast:
     """The tokenizer at --init, or that of an earlier run, or one trained now."""
-    kept = options.work / "tokenizer"
-    if options.init is None and not (kept / "tokenizer.json").exists():
-        start = time.monotonic()
-        trained = train_tokenizer(options.text, options.text_field, options.vocabulary, options.tokenizer_characters)
-        marks = {"bos_token": BEGIN, "eos_token": END, "pad_token": PAD}
-        PreTrainedTokenizerFast(tokenizer_object=trained, **marks).save_pretrained(kept)
-        say(f"trained a tokenizer of {trained.get_vocab_size():,} tokens, {seconds(start)}")
-    return PreTrainedTokenizerFast.from_pretrained(options.init or kept)
+    if options.init is not None:
+        return tokenizer_in(options.init)
+    start = time.monotonic()
+    made_from = (options.text, options.text_field, options.vocabulary, options.tokenizer_characters)
+    tokenizer, new = prepare_tokenizer(*made_from, options.work / "tokenizer")
+    if new:
+        say(f"trained a tokenizer of {len(tokenizer):,} tokens, {seconds(start)}")
+    return tokenizer
 
 
 def seconds(since: float) -> str:

@@ -13,17 +13,19 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
 
 IntArray = NDArray[np.int64]
 BEGIN, END, PAD = "<|begin|>", "<|end|>", "<|pad|>"
 # Words with the mark or space before them, digits by twos, punctuation with the line ends behind it, other space.
 WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 DOCUMENTS_AT_ONCE = 2048
+MOST_TOKENS = 65536  # 16 bits
 READERS = 4  # files that are decompressed at the same time
 
 
@@ -100,10 +102,61 @@ def read_texts(path: Path, field: str) -> Iterator[str]:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
-            record = json.loads(line)
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}, line {number} is not JSON: {error}.") from error
             if not isinstance(record, dict) or not isinstance(record.get(field), str):
                 raise ValueError(f"{path}, line {number}: no text in the field {field!r}; name it with --text-field.")
             yield record[field]
+
+
+def described(paths: Sequence[Path]) -> list[str]:
+    """Name and size of each file: what must be the same for work on these texts to be gone on with."""
+    return [f"{path.name} {path.stat().st_size}" for path in paths]
+
+
+def check_same(path: Path, kept: dict[str, Any], asked: dict[str, Any]) -> None:
+    """Refuses to go on from `path`, which was made with the options `kept`, where `asked` has others of that name.
+
+    Raises:
+        ValueError: names the values that differ.
+    """
+    other = {name: value for name, value in kept.items() if value != asked[name]}
+    if other:
+        raise ValueError(
+            f"{path} is of a run with {other}, this one has others: give those values, or another --work folder."
+        )
+
+
+def prepare_tokenizer(
+    paths: Sequence[Path], field: str, vocabulary: int, characters: int, directory: Path
+) -> tuple[PreTrainedTokenizerFast, bool]:
+    """The tokenizer in `directory`, and whether it was trained just now, since there was none.
+
+    Raises:
+        ValueError: the one there was trained with other values, or on other files; or see `train_tokenizer`.
+    """
+    made_from = directory / "made_from.json"  # written last: without it the tokenizer may be half there
+    asked = {"vocabulary": vocabulary, "tokenizer_characters": characters, "text_field": field}
+    asked |= {"text": described(paths)}
+    new = not made_from.exists()
+    if new:
+        trained = train_tokenizer(paths, field, vocabulary, characters)
+        marks = {"bos_token": BEGIN, "eos_token": END, "pad_token": PAD}
+        PreTrainedTokenizerFast(tokenizer_object=trained, **marks).save_pretrained(directory)
+        made_from.write_text(json.dumps(asked, indent=2) + "\n", encoding="utf-8")
+    else:
+        check_same(directory, json.loads(made_from.read_text("utf-8")), asked)
+    return PreTrainedTokenizerFast.from_pretrained(directory), new
+
+
+def tokenizer_in(directory: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer of a model that a run starts from; a ValueError if it cannot serve here."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)
+    if END not in tokenizer.get_vocab() or len(tokenizer) > MOST_TOKENS:
+        raise ValueError(f"{directory}: the tokenizer must have the token {END}, and at most {MOST_TOKENS:,} in all.")
+    return tokenizer
 
 
 def train_tokenizer(paths: Sequence[Path], field: str, vocabulary: int, characters: int) -> Tokenizer:
@@ -112,8 +165,8 @@ def train_tokenizer(paths: Sequence[Path], field: str, vocabulary: int, characte
     Raises:
         ValueError: a vocabulary that is too small for the 256 bytes, or too large for 16 bits.
     """
-    if not 300 <= vocabulary <= 65536:
-        raise ValueError(f"the vocabulary must have 300 to 65,536 tokens, not {vocabulary}.")
+    if not 300 <= vocabulary <= MOST_TOKENS:
+        raise ValueError(f"the vocabulary must have 300 to {MOST_TOKENS:,} tokens, not {vocabulary}.")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     split = pre_tokenizers.Split(Regex(WORDS), "isolated")
@@ -157,9 +210,12 @@ def tokenize_corpus(paths: Sequence[Path], field: str, tokenizer: Tokenizer, dir
     """Tokenizes the files once and keeps the tokens in `directory`; later calls with the same files map them.
 
     Files are decompressed by threads while the tokenizer, which uses every core by itself, is at work.
+
+    Raises:
+        ValueError: no text at all, or a line that has none.
     """
-    described = [tokenizer.to_str(), field, *(f"{path.name} {path.stat().st_size}" for path in paths)]
-    fingerprint = hashlib.sha256("\n".join(described).encode()).hexdigest()
+    made_from = [tokenizer.to_str(), field, *described(paths)]
+    fingerprint = hashlib.sha256("\n".join(made_from).encode()).hexdigest()
     directory.mkdir(parents=True, exist_ok=True)
     tokens_path, bounds_path = directory / "tokens.uint16", directory / "documents.npy"
     stamp = directory / "fingerprint.txt"
@@ -171,6 +227,8 @@ def tokenize_corpus(paths: Sequence[Path], field: str, tokenizer: Tokenizer, dir
                 remaining = iter(texts)
                 while batch := list(islice(remaining, DOCUMENTS_AT_ONCE)):
                     lengths.append(_write_batch(batch, tokenizer, out))
+        if not lengths:
+            raise ValueError(f"there is no text in {', '.join(map(str, paths))}.")
         bounds = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.concatenate(lengths))])
         np.save(bounds_path, bounds)
         stamp.write_text(fingerprint)

@@ -260,6 +260,58 @@ def test_help_and_wrong_usage_import_nothing_heavy(arguments):
     assert run.returncode == (0 if "--help" in arguments else 2), run.stderr
 
 
+def run_ending(body, **streams):
+    """The command as a process, with `body` in place of what it does."""
+    program = (
+        "import atexit, sys, threading, time\n"
+        "import decodner_command\n"
+        "from decodner_hf import cli\n"
+        "class Witness:\n"
+        "    def __del__(self):\n"
+        "        sys.stderr.write('torn down')\n"
+        "witness = Witness()\n"
+        f"def main():\n    {body}\n"
+        "cli.main = main\n"
+        "sys.exit(decodner_command.command())\n"
+    )
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | streams
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    return subprocess.run([sys.executable, "-c", program], text=True, check=False, env=buffered, **streams)
+
+
+def test_the_process_ends_with_its_code_once_output_threads_and_exit_handlers_are_done():
+    later = "threading.Thread(target=lambda: (time.sleep(0.2), print('thread'))).start()"
+    ended = run_ending(f"print('text'); {later}; atexit.register(print, 'handler'); return 3")
+    assert (ended.returncode, ended.stdout) == (3, "text\nthread\nhandler\n")
+    assert ended.stderr == ""  # nothing was torn down
+
+
+def test_a_process_that_fails_ends_as_any_other():
+    ended = run_ending("print('text'); raise KeyError('unforeseen')")
+    assert (ended.returncode, ended.stdout) == (1, "text\n")
+    assert "KeyError: 'unforeseen'" in ended.stderr
+    assert ended.stderr.endswith("torn down")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_output_that_cannot_be_written_at_the_end_is_reported():
+    with open("/dev/full", "w") as full:
+        ended = run_ending("print('text'); return 0", stdout=full)
+    assert ended.returncode == 120
+    assert "No space left on device" in ended.stderr
+    assert "_end" not in ended.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("shape", cli.FORMATS)
+def test_a_full_disk_is_an_error_in_every_format(shape, monkeypatch, capsys):
+    with open("/dev/full", "w") as full, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", full)
+        assert cli.main([TEXTS[0], *MODEL, "--format", shape]) == 1
+        os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())  # or closing it is one, too
+    assert "decodner: error: [Errno 28] No space left" in capsys.readouterr().err
+
+
 def test_help_as_a_module_imports_nothing_heavy():
     command = [sys.executable, "-X", "importtime", "-m", "decodner_command", "--help"]
     run = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -8,12 +8,13 @@ from math import prod
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub import ModelCard
 from safetensors import safe_open
 from transformers import pipeline
 
 import decodner_hf
-from decodner_hf import cli, default
+from decodner_hf import DecodNERForSpanClassification, cli, default
 from decodner_hf.evaluation import evaluate
 from decodner_hf.examples import labels_of, load_examples
 
@@ -82,6 +83,12 @@ def test_shards_are_small_and_hold_bfloat16(folder):
         assert {tensor.get_dtype() for tensor in slices} == {"BF16"}, shard.name
         parameters += sum(prod(tensor.get_shape()) for tensor in slices)
     assert parameters <= MOST_PARAMETERS
+
+
+def test_it_loads_in_float32_unless_another_dtype_is_asked_for(ner, folder):
+    assert ner.model.dtype == torch.float32
+    half = DecodNERForSpanClassification.from_pretrained(folder, dtype="bfloat16")
+    assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
 
 
 def test_the_card_says_what_the_hub_and_the_law_want_to_know(folder):

@@ -1,4 +1,5 @@
 import json
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -378,6 +379,16 @@ def test_wrong_usage_is_refused(files, arguments):
     assert stop.value.code == 2
 
 
+def test_results_are_kept_where_pictures_or_the_card_cannot_be_written(files, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    (files / "bare").mkdir()
+    for index, (option, said) in enumerate((("--plots", "pictures need matplotlib"), ("--card", "has no README.md"))):
+        out = files / f"{index}.json"
+        assert call(files, "--out", out, option, files / "bare") == 1
+        assert said in capsys.readouterr().err
+        assert json.loads(out.read_text())["scores"]["gold"] > 0
+
+
 def test_help_says_where_thresholds_come_from(capsys):
     with pytest.raises(SystemExit):
         run_eval.main(["--help"])
@@ -396,6 +407,8 @@ def test_bad_data_ends_with_a_message(files, capsys):
 
 def test_a_gpu_that_is_not_there_is_a_message(files, capsys, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert call(files, "--model", "./nowhere") == 1
+    assert "there is no folder ./nowhere" in capsys.readouterr().err
     assert call(files, "--device", "cuda:0") == 1
     assert "no CUDA GPU" in capsys.readouterr().err
 

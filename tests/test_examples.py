@@ -1,4 +1,5 @@
 import json
+import sys
 from itertools import pairwise
 
 import datasets
@@ -190,6 +191,14 @@ def test_sources_that_cannot_be_read_are_refused(tmp_path):
         load_examples(good, tokens_column="w")
     with pytest.raises(ValueError, match="limit must be at least 1"):
         load_examples(good, limit=0)
+
+
+def test_a_name_that_is_no_file_is_said_to_be_one_of_the_hub_before_datasets_is_asked_for(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(
+        ImportError, match="there is no file or folder data/nowhere; a set of that name on the Hub needs"
+    ):
+        load_examples("data/nowhere", "train")
 
 
 # ---------------------------------------------------------------- label maps

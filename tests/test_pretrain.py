@@ -1,5 +1,6 @@
 import json
 import lzma
+from pathlib import Path
 
 import numpy as np
 import pretrain
@@ -7,6 +8,7 @@ import pretrain_data
 import pytest
 import torch
 from architectures import tiny_config, tiny_model
+from tokenizers_for_tests import byte_level_three_digits, word_piece
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from decodner_hf.muon import Muon, orthogonalise
@@ -94,6 +96,38 @@ def test_a_state_of_another_run_is_refused(texts, tmp_path, capsys):
     assert "is of a run with {'seed': 0}" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"vocabulary": 330}, "{'vocabulary': 320}"),
+        ({"tokenizer_characters": 900}, "{'tokenizer_characters': 60000000}"),
+        ({"text_field": "body"}, "{'text_field': 'text'}"),
+    ],
+    ids=["vocabulary", "characters", "field"],
+)
+def test_a_tokenizer_of_other_options_is_refused_before_anything_is_tokenized(texts, tmp_path, capsys, changed, said):
+    prepared = pretrain_data.prepare_tokenizer([Path(text) for text in texts], "text", 320, 60_000_000, tmp_path / "t")
+    again = pretrain_data.prepare_tokenizer([Path(text) for text in texts], "text", 320, 60_000_000, tmp_path / "t")
+    assert (prepared[1], again[1]) == (True, False)
+    assert prepared[0].get_vocab() == again[0].get_vocab()
+    (tmp_path / "model.work").mkdir()
+    (tmp_path / "t").rename(tmp_path / "model.work" / "tokenizer")
+    assert run(texts, tmp_path / "model", **changed) == 1
+    assert f"{tmp_path / 'model.work' / 'tokenizer'} is of a run with {said}" in capsys.readouterr().err
+    assert not (tmp_path / "model.work" / "tokens.uint16").exists()
+    assert run(texts, tmp_path / "model") == 0
+
+
+def test_other_texts_want_another_work_folder_whoever_made_the_tokenizer(texts, tmp_path, capsys):
+    assert run(texts, tmp_path / "first", tokens=128) == 0
+    assert run(texts[:1], tmp_path / "first", tokens=128) == 1
+    assert "'text': ['a.jsonl " in capsys.readouterr().err
+    begin = ("--init", str(tmp_path / "first"))
+    assert run(texts, tmp_path / "second", *begin, max_seconds=0) == 3
+    assert run(texts[:1], tmp_path / "second", *begin) == 1
+    assert "state.pt is of a run with {'text': ['a.jsonl " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 def test_both_optimizers_learn_and_muon_leaves_other_weights_to_adamw(optimizer, texts, tmp_path, capsys):
     assert run(texts, tmp_path / "model", tokens=1280, optimizer=optimizer) == 0
@@ -170,11 +204,16 @@ def test_every_epoch_shows_every_document_once_in_another_order():
     assert np.array_equal(order.take(2, 5), np.concatenate(epochs)[2:7])
 
 
-def test_a_line_without_text_is_named(tmp_path):
+def test_lines_without_text_are_named(tmp_path, capsys):
     path = tmp_path / "x.jsonl"
-    path.write_text('{"text": "a"}\n{"body": "b"}\n')
-    with pytest.raises(ValueError, match=r"x\.jsonl, line 2: no text in the field 'text'"):
-        list(pretrain_data.read_texts(path, "text"))
+    for text, said in (
+        ('{"text": "a"}\n{"body": "b"}\n', "x.jsonl, line 2: no text in the field 'text'"),
+        ('{"text": "a"}\n\n{"text":\n', "x.jsonl, line 3 is not JSON"),
+        ("\n", "there is no text in"),
+    ):
+        path.write_text(text)
+        assert run([str(path)], tmp_path / "model") == 1
+        assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -191,7 +230,35 @@ def test_what_does_not_fit_together_is_a_message(texts, tmp_path, capsys, option
     assert message in capsys.readouterr().err
 
 
-def test_a_start_that_is_no_folder_is_a_message(texts, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--init", "nowhere"], "--init: no such folder, or no model in it: nowhere"),
+        (["--init", "."], "--init: no such folder, or no model in it: ."),
+        (["--heads", "3"], "3 heads cannot share --hidden 32 evenly"),
+        (["--log-steps", "0"], "argument --log-steps: 0 is less than 1"),
+        (["--micro-rows", "x"], "argument --micro-rows: invalid"),
+    ],
+    ids=["no folder", "no model", "heads", "none", "no number"],
+)
+def test_wrong_usage_is_a_message(texts, tmp_path, capsys, monkeypatch, options, message):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit):
-        run(texts, tmp_path / "model", "--init", str(tmp_path / "nowhere"))
-    assert "--init: no such folder" in capsys.readouterr().err
+        run(texts, tmp_path / "model", *options)
+    assert message in capsys.readouterr().err
+
+
+def test_only_llamas_with_this_tokenizer_can_be_the_start(texts, tmp_path, capsys):
+    assert run(texts, tmp_path / "first", tokens=128) == 0
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "first")
+    tiny_model(tiny_config("gpt2", vocab_size=len(tokenizer))).save_pretrained(tmp_path / "gpt2")
+    tokenizer.save_pretrained(tmp_path / "gpt2")
+    for name, other, message in (
+        ("gpt2", None, "is a gpt2 model of 320 tokens"),
+        ("first", byte_level_three_digits, "a llama model of 320 tokens, with a tokenizer of 1,"),
+        ("first", word_piece, "the tokenizer must have the token <|end|>"),
+    ):
+        if other is not None:
+            other().save_pretrained(tmp_path / name)
+        assert run(texts, tmp_path / "second", "--init", str(tmp_path / name)) == 1
+        assert message in capsys.readouterr().err

@@ -1,4 +1,6 @@
 import json
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -108,6 +110,19 @@ def test_dev_reads_no_test_split(data, pipe):  # noqa: ARG001
     assert others[-1]["examples"] == 1
 
 
+def test_sets_that_name_no_documents_are_not_joined_to_some(data, pipe, capsys):  # noqa: ARG001
+    folder = data(broken=())
+    for name in quality.COARSE:
+        shutil.rmtree(folder / name)
+        write_set(folder / name, ("valid", "test"), COARSE)
+    rows = run(folder, "--only", "unseen", "robustness")["rows"]
+    assert {row["read"] for row in rows} == {"sentences"}
+    assert "length" not in {row.get("kind") for row in rows}
+    said = capsys.readouterr().err
+    for consequence in ("conll2003 test .* sentences alone", "wikigold test .* sentences alone", "documents are left"):
+        assert re.search(consequence, said)
+
+
 def test_the_models_own_thresholds_decide(data, pipe):
     pipe.model.config.threshold = 1.0
     pipe.model.config.label_thresholds = {"person": 0.0}
@@ -162,6 +177,8 @@ def test_long_documents_hold_whole_documents_and_every_entity():
         f"w{number}" for number in range(20)
     ]
     assert [len(example.content) for example in robustness.long_documents(examples, 1000)] == [40]
+    loose = [*examples[:6], *(named(number) for number in range(6, 18))]  # 12 words of documents, 24 of none
+    assert [len(example.content) for example in robustness.long_documents(loose, 10)] == [12, 10, 14]
 
 
 # ---------------------------------------------------------------- tables

@@ -592,6 +592,18 @@ def test_wrong_options_are_named(files, arguments, message):
         run_command(files, *arguments)
 
 
+def test_a_model_folder_that_is_not_there_is_named(files):
+    with pytest.raises(FileNotFoundError, match=r"there is no folder \./nowhere\."):
+        run_command(files, "--model", "./nowhere")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_example_that_no_window_holds_is_named_without_a_workers_traceback(workers):
+    example = Example("See " + "x" * 300, ((4, 304, "PER"),))
+    with pytest.raises(ValueError, match=r"^the source 'tiny': the example 'See x{56}': words 0 to 1 take \d+ tokens"):
+        encoded([example], max_tokens=100, workers=workers)
+
+
 # ------------------------------------------------------------------ FlexAttention's mask
 
 
