@@ -21,6 +21,8 @@ measure ladder_llama-1b "${ladder[@]}" --preset llama-1b
 measure corpus_llama-1b "${corpus[@]}" --preset llama-1b
 measure corpus_qwen-0.5b "${corpus[@]}" --preset qwen-0.5b
 measure ladder_llama-8b "${ladder[@]}" --preset llama-8b --repeats 6
-measure attention "${attention[@]}" --nodes 3865 8192 --prefix 512 8192 --methods kernel flash flex flex_dynamic
-measure attention_grid "${attention[@]}" --methods kernel flash flex_dynamic
+measure attention_documents "${attention[@]}" --nodes 3865 8192 --prefix 512 8192 --methods kernel flash flex flex_dynamic
+measure attention_grid "${attention[@]}" --methods kernel flash
+# over more, FlexAttention compiled for all sizes at once fails (illegal memory access, torch 2.11)
+measure attention_grid_flex "${attention[@]}" --nodes 256 2048 8192 --prefix 0 512 2048 8192 --methods flex_dynamic
 echo "done ($SECONDS s)"

@@ -111,11 +111,11 @@ def corpus_table(corpora: list[Figures]) -> list[str]:
     return lines
 
 
-def attention_table(attention: Figures) -> list[str]:
-    """Markdown lines of one run of bench_attention: a row a size, a column a method, microseconds and TFLOP/s."""
+def attention_table(measurements: list[Figures]) -> list[str]:
+    """Markdown lines of what bench_attention measured: a row a size, a column a method, microseconds and TFLOP/s."""
     cells: dict[tuple[int, int, int], dict[str, str]] = {}
     methods: dict[str, None] = {}
-    for line in attention["measurements"]:
+    for line in measurements:
         size = (line["head_size"], line["nodes"], line["prefix"])
         methods[line["method"]] = None
         cells.setdefault(size, {})[line["method"]] = f"{1e3 * line['ms']:,.0f} ({line['tflops']:.0f})"
@@ -142,7 +142,9 @@ def main() -> None:
         draw_cost(corpora, options.out / "cost.svg")
     tables = [ladder_table(ladder) for ladder in ladders]
     tables += [corpus_table(corpora)] if corpora else []
-    tables += [attention_table(figures) for name, figures in logs.items() if name.startswith("attention")]
+    for kind in ("attention_documents", "attention_grid"):
+        measured = [line for name, log in logs.items() if name.startswith(kind) for line in log["measurements"]]
+        tables += [attention_table(measured)] if measured else []
     print("\n\n".join("\n".join(table) for table in tables))
 
 
