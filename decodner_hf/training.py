@@ -63,11 +63,12 @@ def run_train(options: argparse.Namespace) -> int:
     """Runs `decodner train`; returns 0 when all steps are done, 3 when --max-seconds stopped it.
 
     Raises:
-        ValueError: data, labels and model that do not fit together; the message says what is allowed.
+        ValueError: data, labels and model that do not fit together, an output folder with something in it.
         OSError: files that cannot be read.
     """
     started = time.monotonic()
     check_model_folder(options.model)
+    _check_output(options)
     say: Say = PartialState(cpu=options.cpu).print  # the first to ask decides what the processes speak over
     plan = read_plan(options, say)
     model = load_model(options, plan)
@@ -329,6 +330,16 @@ RECORDED = (
     "token_noise",
     *("open_types", "context", "context_words", "lora_rank", "seed"),
 )
+
+
+def _check_output(options: argparse.Namespace) -> None:
+    """Refuses to write over what an earlier run has left, unless it is to be gone on with."""
+    folder = Path(options.output)
+    if not options.resume and folder.is_dir() and any(folder.iterdir()):
+        raise ValueError(
+            f"--output {folder} is there already, and not empty: name another folder, or give --resume to go on from "
+            "the newest checkpoint in it."
+        )
 
 
 def _last_checkpoint(options: argparse.Namespace) -> str | None:

@@ -64,6 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs what is left to do, or prints the tables; returns the exit code, 3 if something is still to be done."""
     options = _parse(argv)
     results = read_results(options.out)
+    if options.table and not results:
+        print(f"conll_results: error: there are no results in {options.out}.", file=sys.stderr)
+        return FAILED
     if options.table:
         print(tables(results))
         return OK

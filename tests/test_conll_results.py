@@ -258,6 +258,11 @@ def classified(form, rate, valid, test):
     return {"seconds": 9.0, "result": {"results": {form: {"best": run}}}}
 
 
+def test_a_table_of_nothing_is_an_error(tmp_path, capsys):
+    assert conll_results.main(["--out", str(tmp_path / "nowhere"), "--table"]) == 1
+    assert f"no results in {tmp_path / 'nowhere'}" in capsys.readouterr().err
+
+
 def test_tables_say_what_was_measured(tmp_path, capsys):
     results = {f"sentence-{seed}": {"seconds": 70.0 + seed, "result": {}} for seed in range(3)}
     results |= {f"sentence-{seed}.test": evaluated(0.87 + seed / 100, 0.91) for seed in range(3)}

@@ -535,6 +535,13 @@ def test_the_command_trains_open_types_and_goes_on_where_it_stopped(files, capsy
     assert stopped["steps"] == 1 < finished["steps"]
 
 
+def test_the_command_writes_over_no_earlier_model(files):
+    (files / "out").mkdir()
+    assert run_command(files, "--max-steps", "1") == 0
+    with pytest.raises(ValueError, match=r"out is there already, and not empty.*--resume"):
+        run_command(files, "--max-steps", "1")
+
+
 def test_the_command_drops_training_examples_that_overlap_evaluation(files, capsys):
     (files / "held.jsonl").write_text(json.dumps({"text": " ".join(map(str, range(12))), "entities": []}) + "\n")
     with open(files / "data.jsonl", "a", encoding="utf-8") as out:
