@@ -59,12 +59,13 @@ def average(folders: Sequence[str]) -> DecodNERForSpanClassification:
     mean = {name: tensor.to(torch.float32, copy=True) for name, tensor in weights.items()}
     for number, folder in enumerate(folders[1:], 2):
         other = _load(folder)
-        for what, value in _question(model.config).items():
-            if _question(other.config)[what] != value:
-                raise ValueError(
-                    f"{folder} has another {what} than {folders[0]} ({_question(other.config)[what]}, not {value}): "
-                    "only models that answer the same question average."
-                )
+        theirs, own = _question(other.config), _question(model.config)
+        differing = [name for name in own | theirs if own.get(name) != theirs.get(name)]
+        if differing:
+            values = "; ".join(f"{name} {theirs.get(name)!r}, not {own.get(name)!r}" for name in differing)
+            raise ValueError(
+                f"{folder} differs from {folders[0]} ({values}): only models that answer the same question average."
+            )
         others = other.state_dict()
         for name, tensor in mean.items():
             tensor += (others[name].float() - tensor) / number
@@ -87,7 +88,7 @@ def _load(folder: str) -> DecodNERForSpanClassification:
 def _question(config: DecodNERConfig) -> dict[str, Any]:
     """What models must have in common for their weights to mean the same."""
     decoder = {name: value for name, value in config.text_config.to_dict().items() if name not in ORIGIN}
-    return {name: getattr(config, name) for name in SHARED} | {"decoder": decoder}
+    return decoder | {name: getattr(config, name) for name in SHARED}
 
 
 if __name__ == "__main__":

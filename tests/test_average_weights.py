@@ -59,11 +59,11 @@ def test_models_of_other_questions_or_shapes_are_refused(seeds, tmp_path, capsys
     first, second, _ = seeds()
     config = json.loads((tmp_path / "seed-1" / "config.json").read_text())
     output = ["--output", str(tmp_path / "averaged")]
-    for part, what in (({"text_config": config["text_config"] | {"rms_norm_eps": 0.5}}, "decoder"),
-                       ({"prompt": config["prompt"] | {"none_label": "nothing"}}, "prompt")):  # fmt: skip
+    for part, said in (({"text_config": config["text_config"] | {"rms_norm_eps": 0.5}}, "rms_norm_eps 0.5, not 1e-06"),
+                       ({"prompt": config["prompt"] | {"none_label": "nothing"}}, "prompt {")):  # fmt: skip
         (tmp_path / "seed-1" / "config.json").write_text(json.dumps(config | part))
         assert average_weights.main(["--models", first, second, *output]) == 1
-        assert f"{second} has another {what} than {first}" in capsys.readouterr().err
+        assert f"{second} differs from {first} ({said}" in capsys.readouterr().err
     assert average_weights.main(["--models", first, "/nowhere/at/all", *output]) == 1
     assert not (tmp_path / "averaged").exists()
 
