@@ -64,6 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if isinstance(sys.stdout, io.TextIOWrapper):  # texts are any Unicode, whatever the terminal's locale
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
+    if sys.stdin is None:  # closed by whoever started this
+        sys.stdin = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
     if not arguments and sys.stdin.isatty():
         _parser().print_help(sys.stderr)
         return USAGE

@@ -38,6 +38,7 @@ _WORD = regex.compile(
       (?:\X(?<=[\u17D2\u1039])(?={_COMPLEX}))*\X[\u0E30\u0E32\u0E33\u0E45\u0EB0\u0EB2\u0EB3\p{{M}}]*+
     | ([\p{{P}}\p{{Sm}}\p{{Sk}}])\1{{2,}}+(?![\p{{M}}\u200D])  # ... and ---
     | \p{{Regional_Indicator}}{{2}}\p{{M}}*+                # a flag
+    | \p{{Grapheme_Cluster_Break=Prepend}}++(?=\p{{Z}})      # a number sign before nothing: without the space
     | (?!{_INVISIBLE})\X                                    # any other character with its marks; emoji, flags
     """
 )

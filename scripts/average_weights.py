@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoTokenizer
 
 from decodner_hf import DecodNERConfig, DecodNERForSpanClassification
@@ -52,7 +53,7 @@ def average(folders: Sequence[str]) -> DecodNERForSpanClassification:
     """The model of the first folder with the mean of all weights, taken in float32, and without calibration.
 
     Raises:
-        ValueError: an adapter or a quantized model, or a model of another decoder, prompt or other labels.
+        ValueError: an adapter, a quantized or broken model, or one of another decoder, prompt or other labels.
     """
     model = _load(folders[0])
     weights = {name: tensor for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
@@ -79,7 +80,10 @@ def average(folders: Sequence[str]) -> DecodNERForSpanClassification:
 
 
 def _load(folder: str) -> DecodNERForSpanClassification:
-    model = DecodNERForSpanClassification.from_pretrained(folder)
+    try:
+        model = DecodNERForSpanClassification.from_pretrained(folder)
+    except (RuntimeError, SafetensorError) as error:
+        raise ValueError(f"{folder} cannot be loaded, its files are broken: {error}") from error
     if adapted_layers(model.backbone) or getattr(model, "is_quantized", False):
         raise ValueError(f"{folder} has adapters or quantized weights, whose average is not that of the models.")
     return model

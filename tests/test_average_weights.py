@@ -56,7 +56,7 @@ def test_what_was_fitted_to_one_model_is_not_handed_on(seeds, tmp_path):
 
 
 def test_models_of_other_questions_or_shapes_are_refused(seeds, tmp_path, capsys):
-    first, second, _ = seeds()
+    first, second, third = seeds()
     config = json.loads((tmp_path / "seed-1" / "config.json").read_text())
     output = ["--output", str(tmp_path / "averaged")]
     for part, said in (({"text_config": config["text_config"] | {"rms_norm_eps": 0.5}}, "rms_norm_eps 0.5, not 1e-06"),
@@ -65,6 +65,10 @@ def test_models_of_other_questions_or_shapes_are_refused(seeds, tmp_path, capsys
         assert average_weights.main(["--models", first, second, *output]) == 1
         assert f"{second} differs from {first} ({said}" in capsys.readouterr().err
     assert average_weights.main(["--models", first, "/nowhere/at/all", *output]) == 1
+    (tmp_path / "seed-2" / "model.safetensors").write_bytes(b"cut short")
+    capsys.readouterr()
+    assert average_weights.main(["--models", first, third, *output]) == 1
+    assert f"average_weights: error: {third} cannot be loaded" in capsys.readouterr().err
     assert not (tmp_path / "averaged").exists()
 
 

@@ -112,6 +112,12 @@ def test_standard_input_that_is_empty_is_no_error(stdin, capsys):
     assert (captured.out, "empty" in captured.err) == ("", True)
 
 
+def test_standard_input_that_is_closed_is_empty(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", None)
+    assert cli.main(MODEL) == 0
+    assert "standard input was empty" in capsys.readouterr().err
+
+
 TYPED = """
 import signal, sys, types
 from itertools import islice

@@ -95,6 +95,7 @@ def same_text(text):
         ("a\u200bb\ufeff\x00c\r\nd\u3000e", "a|b|c|d|e"),
         ("a_b _it_ ... ----- !! ?!", "a_b|_|it|_|...|-----|!|!|?|!"),
         ("हिन्दी क्षत्रिय", "हिन्दी|क्षत्रिय"),
+        ("5\u0600 b", "5|\u0600|b"),
         (" \n", ""),
     ],
 )
@@ -121,6 +122,7 @@ def test_every_visible_character_is_in_exactly_one_word(text):
 @PROPERTY
 @given(st.lists(st.lists(st.sampled_from([*PIECES, *" ,.abZ\n"]), max_size=12).map("".join), max_size=4))
 @example(["(,, Apple, b), Jobs", "\u0600 a b", "\r", "a", ""])
+@example(["\u0600 a", "\u0301"])
 def test_words_of_many_texts_are_those_of_each(texts):
     starts, ends, counts = split_texts(texts)
     assert counts.tolist() == [len(split_words(text)[0]) for text in texts]
