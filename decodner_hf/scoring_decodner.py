@@ -210,9 +210,10 @@ def default_budget(model: DecodNERForSpanClassification) -> int:
     if model.device.type != "cuda":
         return CPU_BUDGET
     config = model.backbone.config.get_text_config(decoder=True)
-    inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    hidden = model.get_input_embeddings().weight.shape[1]
+    inner = getattr(config, "intermediate_size", None) or 4 * hidden
     widest = max(inner) if isinstance(inner, list | tuple) else inner  # some decoders have one for each layer
-    nodes = ACTIVATION_BYTES // (3 * model.dtype.itemsize * (config.hidden_size + widest))
+    nodes = ACTIVATION_BYTES // (3 * model.dtype.itemsize * (hidden + widest))
     least, most = GPU_BUDGETS
     return int(min(max(nodes // GPU_BUDGET_STEP * GPU_BUDGET_STEP, least), most))
 

@@ -19,6 +19,7 @@ LOGIT_MARGIN = 1e-12
 # Weights are rounded to multiples of 1 / WEIGHT_UNITS and summed as integers, so that equal sums are exactly equal
 # whatever the order of addition, and ties are ties.
 WEIGHT_UNITS = float(2**30)
+MOST_CHARACTERS = 2**24  # that are kept track of one by one
 
 
 def select_spans(
@@ -70,6 +71,8 @@ def select_spans(
         np.maximum.at(lengths, document, last)
         shift = (np.cumsum(lengths) - lengths)[document]
         first, last = first + shift, last + shift
+    if last.max() > MOST_CHARACTERS:
+        first, last = _ranks(first, last)
     order = _reading_order(first, last, label, score, multi_label)
     span, label, score, first, last = span[order], label[order], score[order], first[order], last[order]
     if overlap == "all":
@@ -164,18 +167,25 @@ def _select_nested(first: IntArray, last: IntArray, score: FloatArray) -> IntArr
 
     Spans are compared in ranks of their boundaries, of which there are as many as distinct starts and ends.
     """
-    points, ranks = np.unique(np.concatenate([first, last]), return_inverse=True)
+    first, last = _ranks(first, last)
     order = np.argsort(-score, kind="stable")
-    furthest_end = [0] * len(points)  # of the taken spans that start at a boundary
-    earliest_start = [len(points)] * len(points)  # of those that end there
+    points = int(last.max()) + 1
+    furthest_end = [0] * points  # of the taken spans that start at a boundary
+    earliest_start = [points] * points  # of those that end there
     chosen = []
-    for index, start, end in zip(order.tolist(), *(part[order].tolist() for part in np.split(ranks, 2)), strict=True):
+    for index, start, end in zip(order.tolist(), first[order].tolist(), last[order].tolist(), strict=True):
         inside = slice(start + 1, end)
         if max(furthest_end[inside], default=0) <= end and min(earliest_start[inside], default=end) >= start:
             furthest_end[start] = max(furthest_end[start], end)
             earliest_start[end] = min(earliest_start[end], start)
             chosen.append(index)
     return np.array(sorted(chosen), np.int64)
+
+
+def _ranks(first: IntArray, last: IntArray) -> tuple[IntArray, IntArray]:
+    """The boundaries counted in place of the characters between them."""
+    _, ranks = np.unique(np.concatenate([first, last]), return_inverse=True)
+    return ranks[: len(first)], ranks[len(first) :]
 
 
 def _check_options(overlap: str, flat_selection: str, multi_label: bool) -> None:

@@ -155,6 +155,14 @@ def test_flat_selection_among_many_spans_equals_its_definition():
         assert as_rows(start, end, select_spans(start, end, scores, [0.2, 0.3])) == expected
 
 
+def test_flat_selection_takes_any_offsets():
+    start, end = np.array([0, 2, 5]), np.array([3, 4, 6])
+    scores = label_scores(np.array([[0.0, 2.0], [0.0, 3.0], [0.0, 1.0]]))
+    for scale in (1, 10**12):
+        span, _, _ = select_spans(start * scale, end * scale, scores, [0.5])
+        assert span.tolist() == [1, 2]
+
+
 def test_a_low_threshold_reports_a_label_that_none_outscores():
     assert select_one([0.7, 0.25, 0.05], [0.5, 0.5]) == []
     assert select_one([0.7, 0.25, 0.05], [0.2, 0.5]) == [(0, 0, 0.25)]

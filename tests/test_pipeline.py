@@ -115,9 +115,13 @@ def test_random_unicode_has_exact_offsets_and_any_packing_agrees(pipe, documents
     ],
 )
 def test_a_pass_on_a_gpu_has_nodes_by_what_they_hold_there(hidden, inner, dtype, nodes):
-    config = PretrainedConfig(hidden_size=hidden, intermediate_size=inner)
-    backbone = SimpleNamespace(config=config)
-    model = SimpleNamespace(device=torch.device("cuda"), dtype=dtype, backbone=backbone)
+    backbone = SimpleNamespace(config=PretrainedConfig(intermediate_size=inner))
+    model = SimpleNamespace(
+        device=torch.device("cuda"),
+        dtype=dtype,
+        backbone=backbone,
+        get_input_embeddings=lambda: torch.nn.Embedding(1, hidden),
+    )
     assert default_budget(model) == nodes
 
 
