@@ -277,7 +277,7 @@ def _annotate(options: argparse.Namespace) -> int:
         finally:
             if job.journal.exists():
                 _say(f"what was done is kept in {job.journal}: the same command with --resume goes on.")
-    _say(f"{total} documents read, results in {options.out}.")
+    _say(f"{total} {'document' if total == 1 else 'documents'} read, results in {options.out}.")
     return OK
 
 

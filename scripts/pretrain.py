@@ -9,7 +9,6 @@ python scripts/pretrain.py --text data/*.jsonl.xz --output backbone --tokens 300
 
 import argparse
 import json
-import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -113,7 +112,7 @@ def pretrain(options: argparse.Namespace, started: float) -> int:
         return UNFINISHED
     loss = trainer.validate()
     trainer.save_model(loss)
-    say(json.dumps({"steps": trainer.step, "parameters": trainer.num_parameters, "valid_loss": round(loss, 4)}))
+    say(json.dumps({"steps": trainer.step, "parameters": trainer.num_parameters, "valid_loss": loss}))
     return OK
 
 
@@ -207,14 +206,14 @@ class Pretrainer:
         return total
 
     @torch.no_grad()
-    def validate(self) -> float:
-        """Mean loss of the held-out documents; NaN where none are held out."""
+    def validate(self) -> float | None:
+        """Mean loss of the held-out documents, to four digits; None where none are held out."""
         if self.valid is None:
-            return math.nan
+            return None
         loss = RowLoss(self.model, half=self.options.dtype == "bfloat16")
         rows = torch.from_numpy(self.valid.astype("int64")).split(self.options.micro_rows)
         sums = [float(loss(piece.to(self.accelerator.device))) * len(piece) for piece in rows]
-        return sum(sums) / len(self.valid)
+        return round(sum(sums) / len(self.valid), 4)
 
     # ------------------------------------------------------------------ what is saved
 
@@ -246,7 +245,7 @@ class Pretrainer:
         self.step = state["step"]
         return True
 
-    def save_model(self, valid_loss: float) -> None:
+    def save_model(self, valid_loss: float | None) -> None:
         """Writes the finished model, its tokenizer and how it was made."""
         if not self.accelerator.is_main_process:
             return

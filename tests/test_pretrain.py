@@ -216,6 +216,11 @@ def test_lines_without_text_are_named(tmp_path, capsys):
         assert said in capsys.readouterr().err
 
 
+def test_without_held_out_documents_there_is_no_loss_of_them(texts, tmp_path, capsys):
+    assert run(texts, tmp_path / "model", valid_documents=0) == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith('"valid_loss": null}')
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
