@@ -46,8 +46,8 @@ _WORD = regex.compile(
 
 def split_words(text: str) -> tuple[IntArray, IntArray]:
     """Returns the starts and the ends (half-open, in characters) of the words of `text`, int64 [W] each, in order."""
-    bounds = np.fromiter((bound for match in _WORD.finditer(text) for bound in match.span()), np.int64).reshape(-1, 2)
-    return bounds[:, 0].copy(), bounds[:, 1].copy()
+    bounds = np.fromiter((bound for match in _WORD.finditer(text) for bound in match.span()), np.int64)
+    return bounds[::2].copy(), bounds[1::2].copy()
 
 
 def split_texts(texts: Sequence[str]) -> tuple[IntArray, IntArray, IntArray]:
@@ -71,10 +71,9 @@ def split_texts(texts: Sequence[str]) -> tuple[IntArray, IntArray, IntArray]:
     steps[starts] += 1
     steps[ends + is_space[ends]] -= 1
     left = np.flatnonzero(np.cumsum(steps[:-1], dtype=np.int8) == 0)
-    rest = characters[left].tobytes().decode("utf-32-le")
-    found = np.fromiter((bound for match in _WORD.finditer(rest) for bound in match.span()), np.int64).reshape(-1, 2)
-    starts = np.sort(np.concatenate([starts, left[found[:, 0]]]), kind="stable")
-    ends = np.sort(np.concatenate([ends, left[found[:, 1] - 1] + 1]), kind="stable")
+    found_starts, found_ends = split_words(characters[left].tobytes().decode("utf-32-le"))
+    starts = np.sort(np.concatenate([starts, left[found_starts]]), kind="stable")
+    ends = np.sort(np.concatenate([ends, left[found_ends - 1] + 1]), kind="stable")
     text_ends = np.cumsum(np.fromiter((len(text) + 1 for text in texts), np.int64, len(texts)))
     counts = np.diff(np.searchsorted(starts, text_ends), prepend=0)
     shift = np.repeat(np.concatenate([np.zeros(1, np.int64), text_ends])[:-1], counts)

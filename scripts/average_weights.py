@@ -20,6 +20,7 @@ from transformers import AutoTokenizer
 
 from decodner_hf import DecodNERConfig, DecodNERForSpanClassification
 from decodner_hf.calibration import FITTED
+from decodner_hf.pipeline_arguments import check_model_folder
 from decodner_hf.weights_decodner import adapted_layers
 
 OK, FAILED = 0, 1
@@ -58,9 +59,10 @@ def average(folders: Sequence[str]) -> DecodNERForSpanClassification:
     model = _load(folders[0])
     weights = {name: tensor for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
     mean = {name: tensor.to(torch.float32, copy=True) for name, tensor in weights.items()}
+    own = _question(model.config)
     for number, folder in enumerate(folders[1:], 2):
         other = _load(folder)
-        theirs, own = _question(other.config), _question(model.config)
+        theirs = _question(other.config)
         differing = [name for name in own | theirs if own.get(name) != theirs.get(name)]
         if differing:
             values = "; ".join(f"{name} {theirs.get(name)!r}, not {own.get(name)!r}" for name in differing)
@@ -80,6 +82,7 @@ def average(folders: Sequence[str]) -> DecodNERForSpanClassification:
 
 
 def _load(folder: str) -> DecodNERForSpanClassification:
+    check_model_folder(folder)
     try:
         model = DecodNERForSpanClassification.from_pretrained(folder)
     except (RuntimeError, SafetensorError) as error:

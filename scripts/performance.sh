@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs every measurement of docs/performance.md on one GPU, about four minutes, and keeps the logs in the directory
+# Runs every measurement of docs/performance.md on one GPU, about five minutes, and keeps the logs in the directory
 # given (default: performance). Then `python scripts/plot_performance.py DIRECTORY` draws the plots and prints the tables.
 set -uo pipefail
 cd "$(dirname "$0")/.."

@@ -65,6 +65,7 @@ def test_models_of_other_questions_or_shapes_are_refused(seeds, tmp_path, capsys
         assert average_weights.main(["--models", first, second, *output]) == 1
         assert f"{second} differs from {first} ({said}" in capsys.readouterr().err
     assert average_weights.main(["--models", first, "/nowhere/at/all", *output]) == 1
+    assert "there is no folder /nowhere/at/all" in capsys.readouterr().err
     (tmp_path / "seed-2" / "model.safetensors").write_bytes(b"cut short")
     capsys.readouterr()
     assert average_weights.main(["--models", first, third, *output]) == 1

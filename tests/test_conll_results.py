@@ -166,9 +166,9 @@ def by_words(command):
     """The command for another start, which is asked for words instead of tags."""
     text = " ".join(command).replace("{backbone}", "{from-default}")
     text = text.replace("--labels PER ORG LOC MISC", "--label-map {words}")
-    asked = "--labels-from-map {words} --calibrate" if "--calibrate" in text else "--labels-from-map {words}"
     if text.startswith("eval/"):
-        text = text.replace("--calibrate", asked) if "--calibrate" in text else f"{text} {asked}"
+        before, calibrate, behind = text.partition(" --calibrate")
+        text = f"{before} --labels-from-map {{words}}{calibrate}{behind}"
     return tuple(text.split(" "))
 
 
