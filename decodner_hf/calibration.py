@@ -67,6 +67,12 @@ class Calibration:
         return asdict(self)
 
 
+def uncalibrated() -> dict[str, Any]:
+    """What calibration fits, as a configuration has it before: for weights that nothing was fitted to."""
+    plain = DecodNERConfig()
+    return {name: getattr(plain, name) for name in FITTED}
+
+
 def calibrate(
     pipe: DecodNERPipeline,
     examples: Sequence[Example],

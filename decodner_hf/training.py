@@ -18,7 +18,7 @@ from accelerate import PartialState
 from accelerate.utils import reduce
 from transformers import AutoTokenizer, TrainerCallback, TrainingArguments
 
-from .calibration import FITTED
+from .calibration import uncalibrated
 from .configuration_decodner import DecodNERConfig
 from .head_decodner import decoder_layers
 from .modeling_decodner import DecodNERForSpanClassification
@@ -110,7 +110,7 @@ def load_model(options: argparse.Namespace, plan: TrainingPlan) -> Any:
     """The decoder with the run's labels, adapters on it where asked for."""
     adapted = options.lora_rank is not None
     settings: dict[str, Any] = {"dtype": torch.bfloat16 if adapted else torch.float32}
-    settings |= {name: getattr(DecodNERConfig(), name) for name in FITTED}  # what it had was for the weights before
+    settings |= uncalibrated()  # what it had was for the weights before
     if options.max_span_words is not None:
         settings["max_span_words"] = options.max_span_words
     if plan.labels is not None:

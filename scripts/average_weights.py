@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from transformers import AutoTokenizer
 
 from decodner_hf import DecodNERConfig, DecodNERForSpanClassification
-from decodner_hf.calibration import FITTED
+from decodner_hf.calibration import uncalibrated
 from decodner_hf.pipeline_arguments import check_model_folder
 from decodner_hf.weights_decodner import adapted_layers
 
@@ -75,16 +75,13 @@ def average(folders: Sequence[str]) -> DecodNERForSpanClassification:
     with torch.no_grad():
         for name, tensor in weights.items():
             tensor.copy_(mean[name])
-    plain = DecodNERConfig()
-    for name in FITTED:
-        setattr(model.config, name, getattr(plain, name))
     return model
 
 
 def _load(folder: str) -> DecodNERForSpanClassification:
     check_model_folder(folder)
     try:
-        model = DecodNERForSpanClassification.from_pretrained(folder)
+        model = DecodNERForSpanClassification.from_pretrained(folder, **uncalibrated())
     except (RuntimeError, SafetensorError) as error:
         raise ValueError(f"{folder} cannot be loaded, its files are broken: {error}") from error
     if adapted_layers(model.backbone) or getattr(model, "is_quantized", False):
