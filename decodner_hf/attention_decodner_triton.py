@@ -139,7 +139,7 @@ def forest_attention_triton(
     if held != tiles.prefix_length:
         raise ValueError(f"a prefix of {held} tokens was given for a plan with {tiles.prefix_length}: plan anew.")
     return torch.ops.decodner.forest_attention(
-        query, key, value, prefix_key, prefix_value, tiles.table, tiles.key_starts, tiles.nodes, tiles.windowed,
+        query, key, value, prefix_key, prefix_value, tiles.tables, tiles.windowed,
         scaling, softcap, sinks, [int(setting) for setting in astuple(config)],
     )  # fmt: skip
 
@@ -151,16 +151,14 @@ def _forest_attention_operator(
     value: torch.Tensor,
     prefix_key: torch.Tensor | None,
     prefix_value: torch.Tensor | None,
-    table: torch.Tensor,
-    key_starts: torch.Tensor,
-    nodes: torch.Tensor,
+    tables: torch.Tensor,
     windowed: bool,
     scaling: float,
     softcap: float | None,
     sinks: torch.Tensor | None,
     config: Sequence[int],
 ) -> torch.Tensor:
-    """The kernel's launch; `config` are the fields of a `KernelConfig`, the tables those of `KernelTiles`."""
+    """The kernel's launch; `config` are the fields of a `KernelConfig`, `tables` those of `KernelTiles`."""
     _, heads, num_nodes, key_size = query.shape
     kv_heads, value_size = key.shape[1], value.shape[3]
     query = _unit_stride(query)
@@ -179,14 +177,14 @@ def _forest_attention_operator(
     if tma:
         rows = [setting.block_n] * 2 + [setting.block_p] * 4
         sources = [_descriptor(tensor, block) for tensor, block in zip(sources, rows, strict=True)]
-    programs = table.shape[0] * kv_heads
+    programs = -(-num_nodes * (heads // kv_heads) // setting.block_m) * kv_heads
     splits = 1 if windowed else _splits(programs, prefix_length, setting.resident, query.device)
     kept = splits if splits > 1 else 0
     parts = query.new_empty(kept, num_nodes, heads, value_size, dtype=torch.float32)
     lse = query.new_empty(kept, num_nodes, heads, dtype=torch.float32)
     with torch.cuda.device_of(query):  # Triton launches on the current device
         forest_attention_kernel[(programs, splits)](
-            query, *sources, query if sinks is None else sinks, out, parts, lse, table, key_starts, nodes,
+            query, *sources, query if sinks is None else sinks, out, parts, lse, tables,
             *strides, num_nodes, kv_heads, splits,
             scale=LOG2_E if softcap is not None else scaling * LOG2_E,
             cap=1.0 if softcap is None else softcap,

@@ -51,7 +51,7 @@ class InputChecks:
                 f"{what} must be integers, at least one, not {token_ids.dtype} of {list(token_ids.shape)}."
             )
         vocabulary = self.get_input_embeddings().weight.shape[0]
-        lowest, highest = int(token_ids.min()), int(token_ids.max())
+        lowest, highest = map(int, token_ids.aminmax())
         if lowest < 0 or highest >= vocabulary:
             raise ValueError(f"{what} run from {lowest} to {highest}, but the vocabulary is 0 .. {vocabulary - 1}.")
         return token_ids

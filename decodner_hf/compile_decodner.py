@@ -60,9 +60,7 @@ class LayerPass:
     Attributes:
         prefix_key: [1, Hkv, P, Dk], a view of the cache.
         prefix_value: [1, Hkv, P, Dv], a view of the cache.
-        table: `KernelTiles.table`.
-        key_starts: `KernelTiles.key_starts`.
-        nodes: `KernelTiles.nodes`.
+        tables: `KernelTiles.tables`.
         windowed: whether the layer has a window.
         config: the kernel's settings.
         computed: filled by `attend`: the layer's own key [1, Hkv, N, Dk] and value [1, Hkv, N, Dv].
@@ -70,9 +68,7 @@ class LayerPass:
 
     prefix_key: torch.Tensor
     prefix_value: torch.Tensor
-    table: torch.Tensor
-    key_starts: torch.Tensor
-    nodes: torch.Tensor
+    tables: torch.Tensor
     windowed: bool
     config: tuple[int, ...]
     computed: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
@@ -89,8 +85,8 @@ class LayerPass:
         """The kernel's operator; arguments and result as `forest_attention`."""
         self.computed.append((key, value))
         attended: torch.Tensor = torch.ops.decodner.forest_attention(
-            query, key, value, self.prefix_key, self.prefix_value, self.table, self.key_starts, self.nodes,
-            self.windowed, scaling, softcap, sinks, self.config,
+            query, key, value, self.prefix_key, self.prefix_value, self.tables, self.windowed,
+            scaling, softcap, sinks, self.config,
         )  # fmt: skip
         return attended
 
@@ -129,9 +125,7 @@ class CompiledLayer:
         return LayerPass(
             prefix_key=prefix_key.data,  # not known as a view: a graph would depend on the size of the whole buffer
             prefix_value=prefix_value.data,
-            table=_at_least_two(tiles.table),
-            key_starts=_at_least_two(tiles.key_starts),
-            nodes=tiles.nodes,
+            tables=tiles.tables,
             windowed=tiles.windowed,
             config=call.config,
         )
@@ -213,8 +207,3 @@ def _attention_calls(backbone: PreTrainedModel) -> list[LayerCall]:
 
 def _kind(key: torch.Tensor) -> tuple[Any, ...]:
     return key.shape[1], key.shape[3], key.dtype, key.device
-
-
-def _at_least_two(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor, its only row doubled: a tile computed twice comes out the same, an unused start is harmless."""
-    return tensor if tensor.shape[0] >= LEAST else torch.cat([tensor, tensor])

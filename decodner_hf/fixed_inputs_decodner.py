@@ -5,15 +5,17 @@ tokens, positions, block maps and a copy of the prefix. The host may be a few pa
 Knows nothing of graphs, labels or layers.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from .cache_decodner import DualBufferCache
 from .plans_decodner import ForestPlan, LayerWindow, QueryBlock
-from .tiles_decodner import TABLE_WIDTH, KernelTiles, TileShape, is_windowed, tile_arrays
+from .tiles_decodner import KernelTiles, TileShape, is_windowed, most_table_entries, tile_arrays
 
 NODE_STEPS = ((512, 64), (4096, 128), (8192, 256), (2**31, 512))  # up to so many nodes, sizes are multiples of
 PREFIX_SIZES = (512, 4096)
@@ -56,24 +58,30 @@ class FixedTensor:
         self._staged = [torch.empty(count, dtype=dtype, pin_memory=pinned) for _ in range(PASSES_IN_FLIGHT)]
         self._arrays = [staged.numpy() for staged in self._staged]
 
-    def write(self, values: NDArray[Any], slot: int) -> None:
-        """Copies an array to the front; `slot` is one of whose last use the device is done."""
-        flat = values.reshape(-1)
-        self._arrays[slot][: len(flat)] = flat
-        self.values[: len(flat)].copy_(self._staged[slot][: len(flat)], non_blocking=True)
+    def write(self, parts: Sequence[NDArray[Any]], slot: int) -> None:
+        """Copies flat arrays to the front, one behind the other; of `slot`'s last use the device is done."""
+        count = sum(map(len, parts))
+        np.concatenate(parts, out=self._arrays[slot][:count])
+        self.values[:count].copy_(self._staged[slot][:count], non_blocking=True)
 
 
 class FixedInputs:
-    """The memory that all graphs read their inputs from."""
+    """The memory that all graphs read their inputs from.
+
+    Attributes:
+        position_ids: int64; where a pass has N nodes, the first N are theirs.
+        tokens: int64; those of the N nodes, and behind them the rows of the head.
+        prefix: a copy of the pass's prefix.
+        tables: by kind of layer, `KernelTiles.tables`.
+    """
 
     def __init__(self, most_nodes: int, device: torch.device) -> None:
         """Takes memory for tokens, positions and rows; for the rest when a pass first asks for it."""
         self.most_nodes, self.device = most_nodes, device
-        self.token_ids = FixedTensor(most_nodes, torch.int64, device)
         self.position_ids = FixedTensor(most_nodes, torch.int64, device)
-        self.rows = FixedTensor(ROW_SIZES[-1], torch.int64, device)
+        self.tokens = FixedTensor(most_nodes + ROW_SIZES[-1], torch.int64, device)
         self.prefix = DualBufferCache(max_prefix_len=PREFIX_SIZES[-1])
-        self.tiles: dict[tuple[LayerWindow, TileShape], tuple[FixedTensor, FixedTensor, FixedTensor]] = {}
+        self.tables: dict[tuple[LayerWindow, TileShape], FixedTensor] = {}
         self._held: tuple[torch.Tensor, int, int] | None = None  # which prefix `prefix` is a copy of
         self._kinds: list[tuple[Any, ...]] = []  # of its keys and values, as all graphs read them
         self._events = [torch.cuda.Event() for _ in range(PASSES_IN_FLIGHT)] if device.type == "cuda" else []
@@ -84,39 +92,38 @@ class FixedInputs:
 
         A block map may be too large; a prefix may have other dtypes or sizes than the memory that graphs read it from.
         """
-        padding = size.nodes - token_ids.shape[0]
-        last = torch.arange(token_ids.shape[0], size.nodes, dtype=plan.subtree_end.dtype)
+        nodes = token_ids.shape[0]
+        position_ids = np.full(size.nodes, plan.prefix_length, np.int64)
+        position_ids[:nodes] = plan.position_ids.numpy()
+        subtree_end = np.arange(size.nodes, dtype=np.int32)
+        subtree_end[:nodes] = plan.subtree_end.numpy()
         padded = ForestPlan(
-            position_ids=torch.cat([plan.position_ids, plan.position_ids.new_full((padding,), plan.prefix_length)]),
-            subtree_end=torch.cat([plan.subtree_end, last]),
+            position_ids=torch.from_numpy(position_ids),
+            subtree_end=torch.from_numpy(subtree_end),
             prefix_length=plan.prefix_length,
             layer_windows=plan.layer_windows,
         )
         self._begin()
-        if not all(self.fill_tiles(padded, *kind) for kind in self.tiles):
+        if not all(self.fill_tables(padded, *kind) for kind in self.tables):
             return None
         assert plan.cache is not None
         if not self._copy_prefix(plan.cache):
             return None
-        for fixed, values in (
-            (self.token_ids, token_ids),
-            (self.position_ids, padded.position_ids),
-            (self.rows, rows),
-        ):
-            fixed.write(values.numpy(), self._slot)
+        self.position_ids.write([position_ids], self._slot)
+        padding = np.zeros(size.nodes - nodes, np.int64)
+        self.tokens.write([token_ids.numpy(), padding, rows.numpy()], self._slot)
         return padded
 
-    def fill_tiles(self, plan: ForestPlan, window: LayerWindow, shape: TileShape) -> bool:
+    def fill_tables(self, plan: ForestPlan, window: LayerWindow, shape: TileShape) -> bool:
         """Writes the block map of a padded plan; False if it is too large."""
-        if (window, shape) not in self.tiles:
-            table, nodes = -(-self.most_nodes * shape.group // shape.block_m) * TABLE_WIDTH, 3 * self.most_nodes
-            fixed = tuple(FixedTensor(count, torch.int32, self.device) for count in (table, MOST_KEY_TILES, nodes))
-            self.tiles[window, shape] = (fixed[0], fixed[1], fixed[2])
-        arrays = tile_arrays(plan.position_ids, plan.subtree_end, plan.prefix_length, window, shape)
-        if len(arrays[1]) > MOST_KEY_TILES:
+        if (window, shape) not in self.tables:
+            most = most_table_entries(self.most_nodes, shape) + MOST_KEY_TILES
+            self.tables[window, shape] = FixedTensor(most, torch.int32, self.device)
+        positions, ends = plan.position_ids.numpy(), plan.subtree_end.numpy()
+        arrays = tile_arrays(positions, ends, plan.prefix_length, window, shape)
+        if len(arrays[-2]) + len(arrays[-1]) > MOST_KEY_TILES:
             return False
-        for tensor, array in zip(self.tiles[window, shape], arrays, strict=True):
-            tensor.write(array, self._slot)
+        self.tables[window, shape].write(arrays, self._slot)
         return True
 
     def end(self) -> None:
@@ -162,15 +169,10 @@ class FixedPlan(ForestPlan):
         """The block map at its fixed address; written for the first layer of each kind that asks for it."""
         assert self.inputs is not None
         assert self.source is not None
-        if (window, shape) not in self.inputs.tiles and not self.inputs.fill_tiles(self.source, window, shape):
+        if (window, shape) not in self.inputs.tables and not self.inputs.fill_tables(self.source, window, shape):
             raise NotFixedError(f"more than {MOST_KEY_TILES} key tiles")
-        flat_table, flat_starts, flat_nodes = (fixed.values for fixed in self.inputs.tiles[window, shape])
-        nodes = self.subtree_end.shape[0]
-        tiles = -(-nodes * shape.group // shape.block_m)
         return KernelTiles(
-            table=flat_table[: tiles * TABLE_WIDTH].view(tiles, TABLE_WIDTH).data,
-            key_starts=flat_starts,
-            nodes=flat_nodes[: 3 * nodes].view(3, nodes).data,
+            tables=self.inputs.tables[window, shape].values,
             windowed=is_windowed(window),
             prefix_length=self.prefix_length,
             shape=shape,

@@ -159,12 +159,10 @@ class SpanPassGraphs:
             source=padded,
         )
         # .data: known as views, they would make a compiled graph depend on the size of the whole
-        token_ids, position_ids, row_ids = (
-            fixed.values[:count].data
-            for fixed, count in (
-                (inputs.token_ids, size.nodes), (inputs.position_ids, size.nodes), (inputs.rows, size.rows)
-            )
-        )  # fmt: skip
+        position_ids = inputs.position_ids.values[: size.nodes].data
+        token_ids, row_ids = (
+            part.data for part in inputs.tokens.values[: size.nodes + size.rows].split([size.nodes, size.rows])
+        )
 
         def run_fixed() -> torch.Tensor:
             plan.calls.clear()

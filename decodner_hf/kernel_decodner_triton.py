@@ -100,9 +100,7 @@ def forest_attention_kernel(
     out_ptr,  # [N, H, HEAD_DIM_V], contiguous
     part_ptr,  # float32 [splits, N, H, HEAD_DIM_V], contiguous, where there are several splits
     lse_ptr,  # float32 [splits, N, H], likewise
-    table_ptr,  # KernelTiles.table
-    starts_ptr,  # KernelTiles.key_starts
-    nodes_ptr,  # KernelTiles.nodes
+    tables_ptr,  # KernelTiles.tables
     stride_qh,
     stride_qn,
     stride_kh,
@@ -143,7 +141,9 @@ def forest_attention_kernel(
     """
     split = tl.program_id(1)
     kv_head = tl.program_id(0) % kv_heads
-    entry = table_ptr + tl.program_id(0) // kv_heads * 8
+    entry = tables_ptr + tl.program_id(0) // kv_heads * 8
+    nodes_ptr = tables_ptr + tl.num_programs(0) // kv_heads * 8
+    starts_ptr = nodes_ptr + num_nodes * (3 if WINDOWED else 1)
     rows = tl.load(entry) * BLOCK_M + tl.arange(0, BLOCK_M)
     partial_start, partial_end, full_start, full_end = (
         tl.load(entry + 1), tl.load(entry + 2), tl.load(entry + 3), tl.load(entry + 4)

@@ -315,8 +315,10 @@ class DecodNERForSpanClassification(
         """[N], spans [S], symbols [Q, L] padded with -1 -> [S, L]; no wait for the GPU if all are on the CPU."""
         if token_ids.numel() != plan.position_ids.numel():
             raise ValueError(f"{token_ids.numel()} tokens for {plan.position_ids.numel()} nodes: one each is needed.")
-        if span_nodes.device.type == "cpu" and not bool(((span_nodes >= 0) & (span_nodes < token_ids.numel())).all()):
-            raise ValueError(f"span_nodes must lie in 0 .. {token_ids.numel() - 1}.")
+        if span_nodes.device.type == "cpu" and span_nodes.numel():
+            first, last = span_nodes.aminmax()
+            if first < 0 or last >= token_ids.numel():
+                raise ValueError(f"span_nodes must lie in 0 .. {token_ids.numel() - 1}.")
         replayed = None if kwargs or span_prompts is not None else self.replay(token_ids, plan, span_nodes, symbols)
         if replayed is not None:
             return replayed

@@ -6,7 +6,7 @@ key/value head. Its tiles of forest keys are counted back from its own last node
 multiples of their size. Knows nothing of the kernel, of models or of devices' properties.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 IntArray = NDArray[np.integer[Any]]
 BoolArray = NDArray[np.bool_]
-PAGE_TILES = 4  # key tiles that are looked at together first
-TABLE_WIDTH = 8  # columns of `KernelTiles.table`; a row is one aligned 32-byte read
+PAGE_TILES = 8  # key tiles that are looked at together first, where many may be met
+TILE_COLUMNS = 8  # of a query tile in `KernelTiles.tables`; a row is one aligned 32-byte read
 LAST_POSITION = np.iinfo(np.int32).max
 
 
@@ -43,19 +43,20 @@ class KernelTiles:
     """The block map of T query tiles over N nodes and P prefix entries.
 
     Attributes:
-        table: int32 [T, 8], one row a query tile, the tiles with most work first. Columns: the query tile's index;
-            first and one behind the last of its partial tiles in `key_starts`; the same of its full tiles; the prefix
-            entry at which its first prefix tile starts; the one from which on its prefix tiles need no window mask; P.
-        key_starts: int32 [K], first node of each key tile, negative where a partial one begins before the forest does.
-        nodes: int32 [3, N]: subtree end, position, and the lowest position that the node sees under the window.
+        tables: int32, flat, what the kernel reads; one behind the other:
+            query tiles [T, 8], T = ceil(N * group / block_m), those with most work first. Columns: the tile's index;
+            first and one behind the last of its partial tiles among the key starts; the same of its full tiles; the
+            prefix entry at which its first prefix tile starts; the one from which on its prefix tiles need no window
+            mask; P.
+            nodes [1, N]: subtree end; [3, N] where there is a window: position, and the lowest position that the node
+            sees, too.
+            key starts [K]: first node of each key tile, negative where a partial one begins before the forest does.
         windowed: whether there is a window.
         prefix_length: P.
         shape: the tile sizes that the map was made for.
     """
 
-    table: torch.Tensor
-    key_starts: torch.Tensor
-    nodes: torch.Tensor
+    tables: torch.Tensor
     windowed: bool
     prefix_length: int
     shape: TileShape
@@ -69,10 +70,12 @@ def plan_tiles(
     shape: TileShape,
     device: torch.device,
 ) -> KernelTiles:
-    """Makes the block map and moves it to `device`; arguments as `tile_arrays`, and where the kernel runs."""
-    arrays = tile_arrays(position_ids, subtree_end, prefix_length, window, shape)
-    on_device = _to_device(arrays, device)
-    return KernelTiles(on_device[0], on_device[1], on_device[2], is_windowed(window), prefix_length, shape)
+    """Makes the block map and moves it to `device`, without waiting; the other arguments as `tile_arrays`."""
+    arrays = tile_arrays(position_ids.numpy(), subtree_end.numpy(), prefix_length, window, shape)
+    tables = torch.from_numpy(np.concatenate(arrays))
+    if device.type == "cuda":
+        tables = tables.pin_memory()
+    return KernelTiles(tables.to(device, non_blocking=True), is_windowed(window), prefix_length, shape)
 
 
 def is_windowed(window: Any) -> bool:
@@ -80,46 +83,55 @@ def is_windowed(window: Any) -> bool:
     return window.sliding is not None or window.chunk is not None
 
 
+def most_table_entries(nodes: int, shape: TileShape) -> int:
+    """Entries of the tables of that many nodes before the key starts, at most."""
+    return -(-nodes * shape.group // shape.block_m) * TILE_COLUMNS + 3 * nodes
+
+
 def tile_arrays(
-    position_ids: torch.Tensor, subtree_end: torch.Tensor, prefix_length: int, window: Any, shape: TileShape
-) -> tuple[IntArray, IntArray, IntArray]:
-    """Makes the block map: `table`, `key_starts` and `nodes` of `KernelTiles`, on the host.
+    position_ids: IntArray, subtree_end: IntArray, prefix_length: int, window: Any, shape: TileShape
+) -> list[IntArray]:
+    """Makes the block map: the parts of `KernelTiles.tables`, int32, flat, on the host.
 
     A key tile is met iff one of its nodes is an ancestor of a row's node, or the node itself; it is full iff every row
     sees every one of its nodes. What is met and not full is cut into partial tiles, of which those without an ancestor
     are left out again. Tiles that a window hides from all rows are not met.
 
     Args:
-        position_ids: int64 [N], on the CPU.
-        subtree_end: int32 [N], inclusive, on the CPU.
+        position_ids: integers [N].
+        subtree_end: integers [N], inclusive.
         prefix_length: P; prefix entry p has position p.
         window: what has `sliding` and `chunk`, sizes in tokens or None.
         shape: the kernel's tile sizes.
     """
-    positions = position_ids.numpy().astype(np.int32)
-    ends = subtree_end.numpy().astype(np.int32)
-    lowest = _lowest_visible(positions, window)
-    tiles = -(-len(ends) * shape.group // shape.block_m)
-    first = (np.arange(tiles) * shape.block_m // shape.group).astype(np.int32)
-    last = np.minimum((np.arange(1, tiles + 1) * shape.block_m - 1) // shape.group, len(ends) - 1).astype(np.int32)
-    unseen: IntArray = np.zeros(tiles, np.int32)
-    least, most = _row_extremes(lowest, first, last) if is_windowed(window) else (unseen, unseen)
+    positions, ends = position_ids.astype(np.int32), subtree_end.astype(np.int32, copy=False)
+    bounds = np.arange(-(-len(ends) * shape.group // shape.block_m) + 1, dtype=np.int32) * shape.block_m
+    first, last = bounds[:-1] // shape.group, np.minimum((bounds[1:] - 1) // shape.group, len(ends) - 1)
+    nodes: list[IntArray] = [ends]
+    least: IntArray = np.zeros_like(first)
+    most = least
+    if is_windowed(window):
+        lowest = _lowest_visible(positions, window)
+        least, most = _row_extremes(lowest, first, last)
+        nodes = [ends, positions, lowest]
     rows = _QueryTiles(first, last, least, most)
-    partial_of, partial_starts, full_of, full_starts = _key_tiles(positions, ends, rows, shape, is_windowed(window))
-    partials, fulls = np.bincount(partial_of, minlength=tiles), np.bincount(full_of, minlength=tiles)
+    partial_of, partial_starts, full_of, full_starts = _key_tiles(
+        positions, ends, rows, prefix_length, shape, is_windowed(window)
+    )
+    partials, fulls = (np.bincount(tiles_of, minlength=len(first)) for tiles_of in (partial_of, full_of))
     prefix_tiles = prefix_length // shape.block_p
-    prefix_first = np.clip(least // shape.block_p, 0, prefix_tiles)
-    prefix_unmasked = np.clip(-(-most // shape.block_p), 0, prefix_tiles)
+    prefix_first = np.minimum(least // shape.block_p, prefix_tiles)
+    prefix_unmasked = np.minimum(-(-most // shape.block_p), prefix_tiles)
     work = partials * shape.block_n + (fulls + prefix_tiles - prefix_first) * shape.block_p
-    behind_partial, behind_full = np.cumsum(partials), partials.sum() + np.cumsum(fulls)
-    table = np.zeros((tiles, TABLE_WIDTH), np.int32)
-    table[:, 0] = np.arange(tiles)
-    table[:, 1], table[:, 2] = behind_partial - partials, behind_partial
-    table[:, 3], table[:, 4] = behind_full - fulls, behind_full
-    table[:, 5], table[:, 6] = prefix_first * shape.block_p, prefix_unmasked * shape.block_p
+    order = np.argsort(-work, kind="stable")
+    behind_partial, behind_full = np.cumsum(partials), len(partial_starts) + np.cumsum(fulls)
+    table = np.empty((len(first), TILE_COLUMNS), np.int32)
+    table[:, 0] = order
+    table[:, 1], table[:, 2] = (behind_partial - partials)[order], behind_partial[order]
+    table[:, 3], table[:, 4] = (behind_full - fulls)[order], behind_full[order]
+    table[:, 5], table[:, 6] = prefix_first[order] * shape.block_p, prefix_unmasked[order] * shape.block_p
     table[:, 7] = prefix_length
-    table = table[np.argsort(-work, kind="stable")]
-    return table, np.concatenate([partial_starts, full_starts]), np.stack([ends, positions, lowest])
+    return [table.ravel(), *nodes, partial_starts, full_starts]
 
 
 def _lowest_visible(positions: IntArray, window: Any) -> IntArray:
@@ -155,41 +167,60 @@ class _QueryTiles:
 
 
 def _key_tiles(
-    positions: IntArray, ends: IntArray, rows: _QueryTiles, shape: TileShape, windowed: bool
+    positions: IntArray, ends: IntArray, rows: _QueryTiles, prefix_length: int, shape: TileShape, windowed: bool
 ) -> tuple[IntArray, IntArray, IntArray, IntArray]:
     """The forest's key tiles: query tile and first node of each partial one, the same of each full one."""
-    query_tile, starts = _met_blocks(ends, rows, shape.block_p)
-    full = (starts >= 0) & (starts + shape.block_p <= rows.first[query_tile])
-    full &= _extremes(ends, shape.block_p, np.minimum, -1)[starts + shape.block_p - 1] >= rows.last[query_tile]
+    deepest = positions.max(initial=prefix_length) - prefix_length
+    if deepest + 1 < shape.block_p:  # no node has as many ancestors as a full tile holds
+        query_tile, starts = _met_blocks(ends, rows, shape.block_n)
+        full_of, full_starts = query_tile[:0], starts[:0]
+    else:
+        query_tile, starts = _met_blocks(ends, rows, shape.block_p)
+        full = (starts >= 0) & (starts + shape.block_p <= rows.first[query_tile])
+        full &= _extremes(ends, shape.block_p, np.minimum, -1)[starts + shape.block_p - 1] >= rows.last[query_tile]
+        if windowed:
+            nearest = _extremes(positions, shape.block_p, np.minimum, LAST_POSITION)[starts + shape.block_p - 1]
+            full &= nearest >= rows.most[query_tile]
+        full_of, full_starts = query_tile[full], starts[full]
+        query_tile, starts = _cut(query_tile[~full], starts[~full], shape.block_p, shape.block_n)
+        query_tile, starts = _meeting(ends, rows, query_tile, starts, shape.block_n)
     if windowed:
-        nearest = _extremes(positions, shape.block_p, np.minimum, LAST_POSITION)[starts + shape.block_p - 1]
-        full &= nearest >= rows.most[query_tile]
-    offsets = np.arange(shape.block_p - shape.block_n, -1, -shape.block_n, dtype=np.int32)
-    partial_of = np.repeat(query_tile[~full], len(offsets))
-    partial_starts = (starts[~full][:, None] + offsets).ravel()
-    exists = partial_starts + shape.block_n > 0
-    partial_of, partial_starts = partial_of[exists], partial_starts[exists]
-    last_keys = partial_starts + shape.block_n - 1
-    meets = _extremes(ends, shape.block_n, np.maximum, -1)[last_keys] >= rows.first[partial_of]
-    if windowed:
-        meets &= _extremes(positions, shape.block_n, np.maximum, -1)[last_keys] >= rows.least[partial_of]
-    return partial_of[meets], partial_starts[meets], query_tile[full], starts[full]
+        nearest = _extremes(positions, shape.block_n, np.maximum, -1)[starts + shape.block_n - 1]
+        inside = nearest >= rows.least[query_tile]
+        query_tile, starts = query_tile[inside], starts[inside]
+    return query_tile, starts, full_of, full_starts
 
 
 def _met_blocks(ends: IntArray, rows: _QueryTiles, block: int) -> tuple[IntArray, IntArray]:
-    """Query tile and first node of the tiles of `block` nodes that may be met; pages without any are skipped whole."""
-    page = block * PAGE_TILES
+    """Query tile and first node of the tiles of `block` nodes that hold an ancestor of one of its nodes, or itself."""
     earliest = np.searchsorted(np.maximum.accumulate(ends), rows.first)  # the first node that a row can see
-    counts = -(-(rows.last + 1 - earliest) // page)
-    query_tile = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
-    before = (np.cumsum(counts) - counts).astype(np.int32)
-    back = np.arange(len(query_tile), dtype=np.int32) - np.repeat(before, counts)
-    starts = rows.last[query_tile] + 1 - (back + 1) * page
-    met = _extremes(ends, page, np.maximum, -1)[starts + page - 1] >= rows.first[query_tile]
-    query_tile = np.repeat(query_tile[met], PAGE_TILES)
-    starts = (starts[met][:, None] + np.arange(page - block, -1, -block, dtype=np.int32)).ravel()
-    exists = starts + block > 0
+    reach = rows.last + 1 - earliest
+    width = block if reach.sum() <= block * PAGE_TILES * len(reach) else block * PAGE_TILES
+    counts = -(-reach // width)
+    query_tile: IntArray = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+    first_starts = (rows.last + 1 - np.cumsum(counts) * width).astype(np.int32)
+    starts: IntArray = first_starts[query_tile] + width * np.arange(len(query_tile), dtype=np.int32)
+    query_tile, starts = _meeting(ends, rows, query_tile, starts, width)
+    if width > block:
+        query_tile, starts = _cut(query_tile, starts, width, block)
+        query_tile, starts = _meeting(ends, rows, query_tile, starts, block)
+    return query_tile, starts
+
+
+def _cut(query_tile: IntArray, starts: IntArray, width: int, narrower: int) -> tuple[IntArray, IntArray]:
+    """Tiles of `width` nodes as tiles of `narrower` ones; those before the forest are left out."""
+    offsets = np.arange(0, width, narrower, dtype=np.int32)
+    query_tile, starts = np.repeat(query_tile, len(offsets)), (starts[:, None] + offsets).ravel()
+    exists = starts + narrower > 0
     return query_tile[exists], starts[exists]
+
+
+def _meeting(
+    ends: IntArray, rows: _QueryTiles, query_tile: IntArray, starts: IntArray, width: int
+) -> tuple[IntArray, IntArray]:
+    """Those tiles of `width` nodes, one of which at least is no earlier subtree's for the query tile."""
+    meets = _extremes(ends, width, np.maximum, -1)[starts + width - 1] >= rows.first[query_tile]
+    return query_tile[meets], starts[meets]
 
 
 def _extremes(values: IntArray, width: int, extreme: Callable[..., IntArray], outside: int) -> IntArray:
@@ -201,14 +232,3 @@ def _extremes(values: IntArray, width: int, extreme: Callable[..., IntArray], ou
         padded = extreme(padded[:-step], padded[step:])
         step *= 2
     return padded
-
-
-def _to_device(arrays: Iterable[IntArray], device: torch.device) -> list[torch.Tensor]:
-    """The arrays as int32 on `device`, each in memory of its own, for which the host does not wait.
-
-    A compiled graph would depend on a shared tensor's size and on where in it an array starts.
-    """
-    tensors = [torch.from_numpy(array) for array in arrays]
-    if device.type == "cuda":
-        tensors = [tensor.pin_memory() for tensor in tensors]
-    return [tensor.to(device, non_blocking=True) for tensor in tensors]

@@ -4,8 +4,11 @@ In: a model. Out: whether it is as it was when last asked. Cheap enough to be as
 Knows nothing of what depends on the weights.
 """
 
+from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
+import torch
 from torch import nn
 
 
@@ -43,12 +46,17 @@ class WeightsWatch:
         self._seen = self._state()
 
     def _state(self) -> tuple[Any, ...]:
-        children = [id(child) for held in self._children for child in held.values()]
-        parameters = [parameter for held in self._parameters for parameter in held.values() if parameter is not None]
-        memory = [parameter.data_ptr() if type(parameter) is nn.Parameter else 0 for parameter in parameters]
+        children = list(map(id, _values(self._children)))
+        parameters = [parameter for parameter in _values(self._parameters) if parameter is not None]
+        plain = [parameter for parameter in parameters if type(parameter) is nn.Parameter]
+        memory = list(map(torch.Tensor.data_ptr, plain))
         written = self.in_place and [0 if parameter.is_inference() else parameter._version for parameter in parameters]
         adapters = [
             (tuple(layer.active_adapters), layer.disable_adapters, str(getattr(layer, "scaling", None)))
             for layer in self._adapted
         ]
         return children, list(map(id, parameters)), memory, written, adapters
+
+
+def _values(held: list[dict[str, Any]]) -> Iterator[Any]:
+    return chain.from_iterable(map(dict.values, held))

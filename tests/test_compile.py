@@ -10,6 +10,7 @@ from torch._dynamo.utils import counters
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from decodner_hf import DecodNERForSpanClassification, SpanPaths, attention_decodner, build_forest
+from decodner_hf.tiles_decodner import TILE_COLUMNS
 
 pytest.importorskip("triton", minversion="3.6", reason="the kernel's operator needs Triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
@@ -21,20 +22,19 @@ PREFIXES = (20, 256 - 9, 127, 2, 199)  # one of them fills the cache's first buf
 
 
 @torch.library.register_kernel("decodner::forest_attention", "cpu")
-def dense_attention(
-    query, key, value, prefix_key, prefix_value, table, _starts, nodes, _windowed, scaling, softcap, sinks, _config
-):
+def dense_attention(query, key, value, prefix_key, prefix_value, tables, windowed, scaling, softcap, sinks, config):
     """The operator on the CPU, from the kernel's own tables."""
     assert softcap is None
     assert sinks is None
-    ends, positions, lowest = nodes.long()
-    row = torch.arange(nodes.shape[1])
-    held = int(table[0, 7])
+    num_nodes, group = query.shape[2], query.shape[1] // key.shape[1]
+    held, before = int(tables[7]), -(-num_nodes * group // config[0]) * TILE_COLUMNS
+    nodes = tables[before:].long().split(num_nodes)
+    ends, positions, lowest = nodes[:3] if windowed else (nodes[0], torch.zeros(()), torch.zeros(num_nodes))
+    row = torch.arange(num_nodes)
     ancestor = (row <= row[:, None]) & (row[:, None] <= ends) & (positions >= lowest[:, None])
     mask = torch.cat([torch.arange(held) >= lowest[:, None], ancestor], dim=1)
     keys = torch.cat([prefix_key[:, :, :held], key], dim=2) if held else key
     values = torch.cat([prefix_value[:, :, :held], value], dim=2) if held else value
-    group = query.shape[1] // key.shape[1]
     keys, values = (part.repeat_interleave(group, dim=1) for part in (keys, values))
     logits = (query @ keys.transpose(2, 3) * scaling).masked_fill(~mask, float("-inf"))
     return (logits.softmax(-1) @ values).transpose(1, 2).contiguous()

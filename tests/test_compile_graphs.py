@@ -39,12 +39,7 @@ class Rerun:
 
 def addresses(inputs):
     buffers = [buffer for layer in inputs.prefix.layers for buffer in layer.calls]
-    flat = [
-        inputs.token_ids,
-        inputs.position_ids,
-        inputs.rows,
-        *(part for kind in inputs.tiles.values() for part in kind),
-    ]
+    flat = [inputs.tokens, inputs.position_ids, *inputs.tables.values()]
     tensors = [
         *(held for buffer in buffers for held in (buffer.keys, buffer.values)),
         *(fixed.values for fixed in flat),

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from decodner_hf.forest_decodner import SpanPaths, build_forest
 from decodner_hf.plans_decodner import LayerWindow
-from decodner_hf.tiles_decodner import TileShape, plan_tiles
+from decodner_hf.tiles_decodner import TILE_COLUMNS, TileShape, is_windowed, plan_tiles
 
 CPU = torch.device("cpu")
 
@@ -30,7 +30,18 @@ def tile_nodes(tile, shape, num_nodes):
     return np.unique(rows[rows < num_nodes])
 
 
-@settings(max_examples=40, deadline=None)
+def block_map(forest, prefix_length, window, shape):
+    """The query tiles [T, 8] and the key starts [K] of a forest's tables."""
+    tiles = plan_tiles(forest.position_ids, forest.subtree_end, prefix_length, window, shape, CPU)
+    query_tiles = -(-forest.num_nodes * shape.group // shape.block_m)
+    sizes = [query_tiles * TILE_COLUMNS, (3 if is_windowed(window) else 1) * forest.num_nodes]
+    table, nodes, starts = tiles.tables.split([*sizes, len(tiles.tables) - sum(sizes)])
+    assert tiles.tables.dtype == torch.int32
+    assert torch.equal(nodes[: forest.num_nodes], forest.subtree_end)
+    return table.view(query_tiles, TILE_COLUMNS), starts
+
+
+@settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 10_000),
     block_m=st.sampled_from([16, 32, 64]),
@@ -45,10 +56,10 @@ def test_tiles_hold_every_visible_pair_once_and_full_tiles_nothing_else(
     block_n, block_p = key_blocks
     forest = random_forest(np.random.default_rng(seed), prefix_length)
     shape = TileShape(block_m, block_n, block_p, group)
-    tiles = plan_tiles(forest.position_ids, forest.subtree_end, prefix_length, window, shape, CPU)
-    visible, starts = visible_pairs(forest, window), tiles.key_starts.numpy()
-    assert sorted(tiles.table[:, 0].tolist()) == list(range(-(-forest.num_nodes * group // block_m)))
-    for tile, partial, partial_end, full, full_end, *_ in tiles.table.tolist():
+    table, starts = block_map(forest, prefix_length, window, shape)
+    visible, starts = visible_pairs(forest, window), starts.numpy()
+    assert sorted(table[:, 0].tolist()) == list(range(-(-forest.num_nodes * group // block_m)))
+    for tile, partial, partial_end, full, full_end, *_ in table.tolist():
         rows = tile_nodes(tile, shape, forest.num_nodes)
         met = np.zeros(forest.num_nodes, int)
         for start in starts[partial:partial_end]:
@@ -64,11 +75,11 @@ def test_tiles_hold_every_visible_pair_once_and_full_tiles_nothing_else(
 @pytest.mark.parametrize("window", [LayerWindow(sliding=40), LayerWindow(chunk=48)], ids=["sliding", "chunk"])
 def test_full_tiles_under_a_window_are_inside_it_for_every_row(window):
     forest = build_forest([list(range(200))])
-    tiles = plan_tiles(forest.position_ids, forest.subtree_end, 0, window, TileShape(16, 8, 8, 1), CPU)
+    table, starts = block_map(forest, 0, window, TileShape(16, 8, 8, 1))
     visible = visible_pairs(forest, window)
     fulls = 0
-    for tile, _, _, full, full_end, *_ in tiles.table.tolist():
-        for start in tiles.key_starts[full:full_end].tolist():
+    for tile, _, _, full, full_end, *_ in table.tolist():
+        for start in starts[full:full_end].tolist():
             assert visible[tile * 16 : tile * 16 + 16, start : start + 8].all()
             fulls += 1
     assert fulls > 10
@@ -78,8 +89,8 @@ def test_full_tiles_under_a_window_are_inside_it_for_every_row(window):
 def test_tiles_without_an_ancestor_are_left_out(group):
     chains = [list(range(64))] * 8
     forest = build_forest(chains)
-    tiles = plan_tiles(forest.position_ids, forest.subtree_end, 0, LayerWindow(), TileShape(64, 64, 64, group), CPU)
-    partial, full = tiles.table[:, 2] - tiles.table[:, 1], tiles.table[:, 4] - tiles.table[:, 3]
+    table, _ = block_map(forest, 0, LayerWindow(), TileShape(64, 64, 64, group))
+    partial, full = table[:, 2] - table[:, 1], table[:, 4] - table[:, 3]
     assert partial.max() <= 2
     assert full.max() == 0
 
@@ -93,10 +104,10 @@ def test_tiles_without_an_ancestor_are_left_out(group):
 def test_prefix_bounds_hold_every_visible_entry_and_need_no_mask_behind_the_second(seed, prefix_length, window):
     forest = random_forest(np.random.default_rng(seed), prefix_length)
     shape = TileShape(32, 4, 8, 2)
-    tiles = plan_tiles(forest.position_ids, forest.subtree_end, prefix_length, window, shape, CPU)
+    table, _ = block_map(forest, prefix_length, window, shape)
     visible = window.visible(forest.position_ids, torch.arange(prefix_length)).numpy()
     whole = prefix_length // shape.block_p * shape.block_p
-    for tile, *_, first, unmasked, _ in tiles.table.tolist():
+    for tile, *_, first, unmasked, _ in table.tolist():
         seen = visible[tile_nodes(tile, shape, forest.num_nodes)]
         assert first % shape.block_p == unmasked % shape.block_p == 0
         assert first <= unmasked <= whole
@@ -106,14 +117,14 @@ def test_prefix_bounds_hold_every_visible_entry_and_need_no_mask_behind_the_seco
 
 def test_tiles_with_most_work_come_first():
     forest = build_forest([list(range(200)), [1, 2, 3]])
-    tiles = plan_tiles(forest.position_ids, forest.subtree_end, 0, LayerWindow(), TileShape(16, 16, 16, 1), CPU)
-    work = (tiles.table[:, 2] - tiles.table[:, 1] + tiles.table[:, 4] - tiles.table[:, 3]).tolist()
+    table, _ = block_map(forest, 0, LayerWindow(), TileShape(16, 16, 16, 1))
+    work = (table[:, 2] - table[:, 1] + table[:, 4] - table[:, 3]).tolist()
     assert work == sorted(work, reverse=True)
     assert work[0] > work[-1]
 
 
 def test_a_forest_without_nodes_has_no_tiles():
     forest = build_forest([])
-    tiles = plan_tiles(forest.position_ids, forest.subtree_end, 3, LayerWindow(), TileShape(16, 16, 16, 1), CPU)
-    assert tiles.table.shape == (0, 8)
-    assert tiles.key_starts.shape == (0,)
+    table, starts = block_map(forest, 3, LayerWindow(), TileShape(16, 16, 16, 1))
+    assert table.shape == (0, 8)
+    assert starts.shape == (0,)
