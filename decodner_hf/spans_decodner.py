@@ -265,7 +265,7 @@ def _fit_windows(
             text[document.word_starts[start] : document.word_ends[end - 1]] if end else ""
             for start, end in zip(first.tolist(), last.tolist(), strict=True)
         ]
-        chains = [ids for ids, _, _ in encode_with_offsets(tokenizer, [f"{head}{part}{tail}" for part in texts])]
+        chains = continuation_ids(tokenizer, [f"{head}{part}{tail}" for part in texts])
         excess = max(len(chain) for chain in chains) - room
         if excess <= 0:
             return first, last, chains
