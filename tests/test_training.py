@@ -33,15 +33,15 @@ SENTENCES = [
 ]
 
 
-def encoded(examples=None, context=None, **kwargs):
-    source = TrainingSource("tiny", examples or SENTENCES * 2, LABELS, context=context)
+def encoded(examples=None, context=None, repeat=1.0, **kwargs):
+    source = TrainingSource("tiny", examples or SENTENCES * 2, LABELS, repeat, context=context)
     settings = {"max_span_words": 3} | kwargs
     return encode_sources([source], byte_level_single_digits(), PromptTemplate(), **settings)
 
 
-def fixed_rows(row_tokens=256, epochs=1, examples=None):
+def fixed_rows(row_tokens=256, epochs=1, examples=None, repeat=1.0):
     prompt = fixed_prompt(dict.fromkeys(LABELS), byte_level_single_digits(), PromptTemplate())
-    return PackedRows(encoded(examples), prompt, row_tokens=row_tokens, epochs=epochs, seed=3)
+    return PackedRows(encoded(examples, repeat=repeat), prompt, row_tokens=row_tokens, epochs=epochs, seed=3)
 
 
 def open_rows(seed=3, epochs=1, **settings):
@@ -111,6 +111,30 @@ def test_unmatched_gold_spans_are_counted():
     assert "50.00%" in coverage.report()
 
 
+OVERLONG = Example(["Ms", "x" * 300], ((0, 1, "PER"), (1, 2, "ORG")), "d")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_examples_that_no_window_holds_are_left_out_and_counted(workers):
+    around = encoded(SENTENCES)
+    found = encoded([*SENTENCES[:2], OVERLONG, OVERLONG, *SENTENCES[2:]], max_tokens=100, workers=workers)
+    chains = [document.chain_token_ids.tolist() for document in found.documents]
+    assert chains == [document.chain_token_ids.tolist() for document in around.documents]
+    (coverage,), (without,) = found.coverage, around.coverage
+    assert (coverage.examples, coverage.gold) == (without.examples + 2, without.gold + 4)
+    assert (coverage.unheld, coverage.unheld_gold, coverage.wider, coverage.off_words) == (2, 4, 0, 0)
+    report = coverage.report()
+    assert "7 examples, 11 gold spans, 63.64% of them candidates; 2 examples with 4 gold spans left out" in report
+    assert report.count("the example 'Ms x") == 1  # the first, with the reason
+    assert "left out" not in without.report()
+
+
+def test_a_passage_that_no_window_holds_counts_all_its_examples():
+    beside = Example(["Ana"], ((0, 1, "PER"),), "d")
+    coverage = encoded([OVERLONG, beside, *SENTENCES], Context("document", 10), max_tokens=100).coverage[0]
+    assert (coverage.unheld, coverage.unheld_gold) == (2, 3)
+
+
 def test_candidates_of_joined_sentences_stay_inside_their_sentence():
     examples = [Example([*"ab"], ((1, 2, "PER"),), "d"), Example([*"cd"], ((0, 2, "LOC"),), "d")]
     document = encoded(examples, Context("document", 10)).documents[0]
@@ -142,6 +166,13 @@ def test_rows_too_short_for_any_document_are_an_error_and_long_documents_are_cou
         fixed_rows(row_tokens=40)
     long = Example(["word"] * 300, ())
     assert fixed_rows(examples=[*SENTENCES, long]).plan.left_out == 1
+
+
+def test_sources_that_leave_nothing_to_train_on_are_an_error():
+    with pytest.raises(ValueError, match=r"no example of the sources \['tiny'\] can be trained on: .* not blank"):
+        encoded([Example("  ", ()), Example("a b", (), partial=True)])
+    with pytest.raises(ValueError, match=r"repeats of \(0.4,\) show not one document"):
+        fixed_rows(examples=SENTENCES[:1], repeat=0.4)
 
 
 # ------------------------------------------------------------------ open prompts
@@ -553,6 +584,13 @@ def test_the_command_drops_training_examples_that_overlap_evaluation(files, caps
     assert json.loads((files / "out" / "training.json").read_text())["dropped"] == {"data.jsonl": 1}
 
 
+def test_the_command_trains_on_the_examples_that_windows_hold(files, capsys):
+    with open(files / "data.jsonl", "a", encoding="utf-8") as out:
+        out.write(json.dumps({"tokens": ["x" * 2000], "entities": [[0, 1, "PER"]]}) + "\n")
+    assert run_command(files, "--max-steps", "1") == 0
+    assert "17 examples, 21 gold spans, 95.24% of them candidates; 1 examples with 1 gold" in capsys.readouterr().out
+
+
 def test_a_calibrated_start_gives_its_weights_and_not_its_thresholds(files):
     config = DecodNERConfig(
         entity_labels=["person"], temperature=2.0, threshold=0.1, label_thresholds={"person": 0.9},
@@ -605,10 +643,10 @@ def test_a_model_folder_that_is_not_there_is_named(files):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_example_that_no_window_holds_is_named_without_a_workers_traceback(workers):
+def test_where_no_window_holds_any_example_the_first_is_named_without_a_workers_traceback(workers):
     example = Example("See " + "x" * 300, ((4, 304, "PER"),))
     with pytest.raises(ValueError, match=r"^the source 'tiny': the example 'See x{56}': words 0 to 1 take \d+ tokens"):
-        encoded([example], max_tokens=100, workers=workers)
+        encoded([example, OVERLONG], max_tokens=100, workers=workers)
 
 
 # ------------------------------------------------------------------ FlexAttention's mask
