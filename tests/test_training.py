@@ -18,8 +18,9 @@ from decodner_hf.examples import Example
 from decodner_hf.overlaps import drop_overlaps
 from decodner_hf.passages import Context
 from decodner_hf.trainer import SpanTrainer, span_loss
-from decodner_hf.training import add_lora, add_train_arguments, run_train
+from decodner_hf.training import add_train_arguments, run_train
 from decodner_hf.training_documents import UNLABELLED, TrainingSource, encode_sources
+from decodner_hf.training_model import add_lora, recompute_layers
 from decodner_hf.training_prompts import OpenPrompter, OpenTypes, fixed_prompt
 from decodner_hf.training_rows import PackedRows
 
@@ -72,8 +73,8 @@ def trainer(model, rows, folder, **arguments):
     given = {"num_train_epochs": 1, "learning_rate": 3e-3, "report_to": [], "logging_steps": 1, "save_strategy": "no"}
     given |= {"remove_unused_columns": False, "per_device_train_batch_size": 1, "use_cpu": True, "disable_tqdm": True}
     own = {name: arguments.pop(name) for name in ("none_weight", "dev", "loss_divisor") if name in arguments}
-    if arguments.pop("gradient_checkpointing", False):
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if arguments.pop("recomputed", False):
+        recompute_layers(model)
     args = TrainingArguments(output_dir=str(folder), **(given | arguments))
     return SpanTrainer(model, args, rows, byte_level_single_digits(), **own)
 
@@ -430,9 +431,9 @@ def test_checkpoints_load_in_the_pipeline_and_evaluation_is_the_pipelines(tmp_pa
     assert json.loads((tmp_path / "checkpoint-2" / "config.json").read_text())["entity_labels"] == list(LABELS)
 
 
-def test_gradient_checkpointing_gives_the_same_gradient(tmp_path, monkeypatch):
+def test_recomputed_layers_have_the_same_gradient(tmp_path, monkeypatch):
     _, plain = gradients_after_one_step(tmp_path / "a", monkeypatch, 1, 1024)
-    _, saved = gradients_after_one_step(tmp_path / "b", monkeypatch, 1, 1024, gradient_checkpointing=True)
+    _, saved = gradients_after_one_step(tmp_path / "b", monkeypatch, 1, 1024, recomputed=True)
     for name, gradient in plain.items():
         assert torch.allclose(saved[name], gradient, rtol=1e-5, atol=1e-7), name
 
@@ -540,6 +541,22 @@ def test_the_cpu_computes_in_float32_or_as_asked_for(files, asked, dtype):
     with hook:
         assert run_command(files, "--max-steps", "1", *asked) == 0
     assert seen == {dtype}
+
+
+@pytest.mark.filterwarnings("error::FutureWarning")
+@pytest.mark.parametrize("asked", [[], ["--gradient-checkpointing"]], ids=["plain", "recomputed"])
+def test_layers_are_computed_again_where_asked_for(files, asked):
+    calls = []
+
+    def see(module, _, output):
+        if isinstance(module, torch.nn.Linear) and output.shape[1] == ROW_TOKENS:
+            calls.append(module)
+
+    hook = torch.nn.modules.module.register_module_forward_hook(see)
+    with hook:
+        assert run_command(files, "--max-steps", "1", *asked) == 0
+    assert calls
+    assert (len(calls) > len(set(calls))) == bool(asked)
 
 
 def test_the_command_trains_adapters_that_the_pipeline_loads(files, capsys):
