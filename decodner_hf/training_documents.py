@@ -16,13 +16,13 @@ from transformers import PreTrainedTokenizerBase
 
 from .examples import Example, labels_of
 from .forest_decodner import SpanPaths, build_forest
+from .loss_decodner import UNLABELLED
 from .passages import Context, Passage, passages_of
 from .prompting_decodner import PromptTemplate
 from .spans_decodner import EncodedDocument, NoWindowError, encode_documents, split_into_windows
 from .training_coverage import Coverage
 
 IntArray = NDArray[np.int64]
-UNLABELLED = -100  # carries no loss
 NONE = 0  # gold codes: 0 is no entity, t + 1 the type number t
 SHOWN = 60  # characters of an example in messages
 AT_ONCE = 512  # examples

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from .forest_decodner import TokenForest, build_forest, ramp_of
+from .loss_decodner import UNLABELLED
 from .scoring_decodner import EncodedPrompt
-from .training_documents import UNLABELLED, EncodedSources, TrainingDocument
+from .training_documents import EncodedSources, TrainingDocument
 from .training_prompts import OpenPrompter, Questions
 
 IntArray = NDArray[np.int64]

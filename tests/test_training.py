@@ -15,11 +15,12 @@ from decodner_hf import DecodNERConfig, DecodNERForSpanClassification, PromptTem
 from decodner_hf.attention_decodner import ForestPlan, LayerWindow, forest_attention_reference
 from decodner_hf.attention_decodner_flex import BLOCK, flex_block_mask, flex_supports, forest_attention_flex
 from decodner_hf.examples import Example
+from decodner_hf.loss_decodner import UNLABELLED, span_loss
 from decodner_hf.overlaps import drop_overlaps
 from decodner_hf.passages import Context
-from decodner_hf.trainer import SpanTrainer, span_loss
+from decodner_hf.trainer import SpanTrainer
 from decodner_hf.training import add_train_arguments, run_train
-from decodner_hf.training_documents import UNLABELLED, TrainingSource, encode_sources
+from decodner_hf.training_documents import TrainingSource, encode_sources
 from decodner_hf.training_model import add_lora, recompute_layers
 from decodner_hf.training_prompts import OpenPrompter, OpenTypes, fixed_prompt
 from decodner_hf.training_rows import PackedRows
@@ -315,7 +316,7 @@ def one_span_at_a_time(model, row):
 def test_gradient_of_a_packed_row_equals_that_of_one_span_at_a_time(rows):
     model = tiny_classifier().double()
     row = rows()[0]
-    packed = span_loss(model(**inputs_of(row)).logits.double(), row["labels"][0])
+    packed = span_loss(model(**inputs_of(row)).logits.double(), row["labels"][0], 1)
     alone = one_span_at_a_time(model, row)
     assert packed.item() == pytest.approx(alone.item(), rel=1e-6)
     parameters = list(model.parameters())
@@ -378,8 +379,9 @@ def test_the_divisor_scales_the_gradient(tmp_path, monkeypatch):
 
 def test_none_weight_scales_the_loss_of_spans_that_are_no_entity():
     logits, labels = torch.randn(4, 3), torch.tensor([0, 1, -100, 0])
-    alone = [float(span_loss(logits[[i]], labels[[i]])) for i in (0, 1, 3)]
-    assert float(span_loss(logits, labels, 0.25)) == pytest.approx(0.25 * (alone[0] + alone[2]) + alone[1])
+    alone = [float(span_loss(logits[[i]], labels[[i]], 1)) for i in (0, 1, 3)]
+    weighted = float(span_loss(logits, labels, 1, none_weight=0.25))
+    assert weighted == pytest.approx(0.25 * (alone[0] + alone[2]) + alone[1])
 
 
 @pytest.mark.parametrize("model_type", ["llama", "mixtral"])
