@@ -610,6 +610,12 @@ def test_the_command_trains_on_the_examples_that_windows_hold(files, capsys):
     assert "17 examples, 21 gold spans, 95.24% of them candidates; 1 examples with 1 gold" in capsys.readouterr().out
 
 
+def test_labels_of_dev_examples_that_are_not_asked_for_are_refused_before_training(files):
+    (files / "dev.jsonl").write_text(json.dumps({"text": "Ana", "entities": [[0, 3, "person"]]}) + "\n")
+    with pytest.raises(ValueError, match=r"--dev has labels \['person'\] that are not asked for; .*PER"):
+        run_command(files, "--dev", str(files / "dev.jsonl"))
+
+
 def test_a_calibrated_start_gives_its_weights_and_not_its_thresholds(files):
     config = DecodNERConfig(
         entity_labels=["person"], temperature=2.0, threshold=0.1, label_thresholds={"person": 0.9},
