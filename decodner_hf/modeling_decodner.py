@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
@@ -32,6 +31,7 @@ from .guard_decodner import (
     position_limit,
 )
 from .head_decodner import has_plain_head, inner_decoder, row_head_equals_native, row_logits
+from .loss_decodner import span_loss
 from .padded_spans_decodner import PaddedSpanMethods
 from .persistence_decodner import CheckpointMethods
 from .plans_decodner import ForestPlan
@@ -41,7 +41,6 @@ FORWARDED = (
     *("hf_device_map", "hf_quantizer", "is_quantized", "quantization_method", "generation_config"),
     *("is_loaded_in_4bit", "is_loaded_in_8bit", "_tp_size", "_tp_plan"),
 )
-IGNORED_TARGET = -100
 
 
 @dataclass
@@ -203,7 +202,7 @@ class DecodNERForSpanClassification(
         logits = self._label_logits(input_ids.reshape(-1), plan, span_nodes.reshape(-1), symbols, span_prompts, kwargs)
         loss = None
         if labels is not None:
-            loss = _span_loss(logits, labels.reshape(-1).to(logits.device), num_items_in_batch)
+            loss = span_loss(logits, labels.reshape(-1).to(logits.device), num_items_in_batch)
         return SpanClassifierOutput(loss=loss, logits=logits)
 
     @without_gradients
@@ -339,15 +338,6 @@ class DecodNERForSpanClassification(
             return logits[:, columns[0]].masked_fill(absent[0], float("-inf"))
         prompts = span_prompts.reshape(-1).to(logits.device)
         return logits.gather(1, columns[prompts]).masked_fill(absent[prompts], float("-inf"))
-
-
-def _span_loss(
-    logits: torch.Tensor, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None
-) -> torch.Tensor:
-    """Cross-entropy [S, L] against [S], summed, over the number of gold spans: None spans outnumber them by far."""
-    summed = F.cross_entropy(logits.float(), labels, ignore_index=IGNORED_TARGET, reduction="sum")
-    gold = (labels > 0).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
-    return summed / gold
 
 
 UniversalDecoder = DecodNERForSpanClassification

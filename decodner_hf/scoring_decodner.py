@@ -203,19 +203,24 @@ class DocumentScorer:
 
 
 def default_budget(model: DecodNERForSpanClassification) -> int:
-    """Forest nodes a pass: on a GPU as many as hold 1.125 GiB of activations in an MLP, from 4,096 to 65,536.
-
-    An MLP holds the states before, between and behind its norm and sum, both inner products and their product.
-    """
+    """Forest nodes a pass: on a GPU as many as hold 1.125 GiB of activations in an MLP, from 4,096 to 65,536."""
     if model.device.type != "cuda":
         return CPU_BUDGET
+    least, most = GPU_BUDGETS
+    nodes = ACTIVATION_BYTES // activation_bytes_per_node(model)
+    return min(max(nodes // GPU_BUDGET_STEP * GPU_BUDGET_STEP, least), most)
+
+
+def activation_bytes_per_node(model: DecodNERForSpanClassification) -> int:
+    """What a forest node takes in an MLP.
+
+    It holds the states before, between and behind its norm and sum, both inner products and their product.
+    """
     config = model.backbone.config.get_text_config(decoder=True)
     hidden = model.get_input_embeddings().weight.shape[1]
     inner = getattr(config, "intermediate_size", None) or 4 * hidden
     widest = max(inner) if isinstance(inner, list | tuple) else inner  # some decoders have one for each layer
-    nodes = ACTIVATION_BYTES // (3 * model.dtype.itemsize * (hidden + widest))
-    least, most = GPU_BUDGETS
-    return int(min(max(nodes // GPU_BUDGET_STEP * GPU_BUDGET_STEP, least), most))
+    return int(3 * model.dtype.itemsize * (hidden + widest))
 
 
 def collect(runs: Sequence[ScoredRun]) -> list[FloatArray]:

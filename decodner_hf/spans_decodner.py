@@ -24,6 +24,10 @@ IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
 
 
+class NoWindowError(ValueError):
+    """So little room that a document's windows cannot hold a candidate, or a single word."""
+
+
 @dataclass(frozen=True)
 class CandidateSpans:
     """The S candidate spans of one document.
@@ -192,7 +196,8 @@ def split_into_windows(
         At least one window; `[document]` where it fits.
 
     Raises:
-        ValueError: so little room that a window cannot hold a candidate, or a single word.
+        NoWindowError: so little room that a window cannot hold a candidate, or a single word.
+        ValueError: an overlap out of range.
     """
     if not 0 <= overlap < 1:
         raise ValueError(f"overlap must be a number from 0 to below 1, not {overlap!r}.")
@@ -235,7 +240,7 @@ def truncate_document(
         The document with the chain and the candidates of its first window, and the number of characters kept.
 
     Raises:
-        ValueError: as `split_into_windows`.
+        NoWindowError: as `split_into_windows`.
     """
     room = max_tokens - document.candidates.longest
     if len(document.chain_token_ids) <= room:
@@ -265,7 +270,7 @@ def _fit_windows(
             text[document.word_starts[start] : document.word_ends[end - 1]] if end else ""
             for start, end in zip(first.tolist(), last.tolist(), strict=True)
         ]
-        chains = [ids for ids, _, _ in encode_with_offsets(tokenizer, [f"{head}{part}{tail}" for part in texts])]
+        chains = continuation_ids(tokenizer, [f"{head}{part}{tail}" for part in texts])
         excess = max(len(chain) for chain in chains) - room
         if excess <= 0:
             return first, last, chains
@@ -285,7 +290,7 @@ def _place_windows(
         end = int(np.searchsorted(ends, token_starts[start] + room, side="right")) - 1
         needed = min(start + longest, num_words)
         if end < needed:
-            raise ValueError(
+            raise NoWindowError(
                 f"words {start} to {needed - 1} take {ends[needed] - token_starts[start]} tokens, but a window has "
                 f"room for {max(room, 0)} beside the prompt and the longest span: use a model with more positions, a "
                 "shorter prompt or a smaller max_span_words, or break up overlong words."

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import Sampler, SequentialSampler
@@ -22,12 +21,12 @@ from .attention_decodner import ATTENTION_NAME
 from .evaluation import evaluate as evaluate_spans
 from .examples import Example
 from .guard_decodner import native_class
+from .loss_decodner import span_loss
 from .modeling_decodner import DecodNERForSpanClassification
 from .passages import Context
 from .pipeline_decodner import DecodNERPipeline
 from .publishing_decodner import TASK
 from .span_metrics import precision_recall_f1
-from .training_documents import UNLABELLED
 from .training_rows import HOST, PackedRows, collate_row
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -131,8 +130,7 @@ class SpanTrainer(Trainer):
         given = {name: value for name, value in inputs.items() if name != "labels"}
         outputs = model(**(given | arrays))
         labels = inputs["labels"].reshape(-1)
-        gold = (labels > 0).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
-        loss = span_loss(outputs.logits, labels, self.none_weight) / (gold * self.loss_divisor)
+        loss = span_loss(outputs.logits, labels, num_items_in_batch, none_weight=self.none_weight) / self.loss_divisor
         loss = loss * self.accelerator.num_processes  # ranks average their gradients, the sum is meant
         return (loss, outputs) if return_outputs else loss
 
@@ -193,13 +191,6 @@ class SpanTrainer(Trainer):
         if self.state.best_model_checkpoint is None:
             raise ValueError("no best checkpoint is known: evaluate at least once before the end.")
         load_weights(self.model, self.state.best_model_checkpoint)
-
-
-def span_loss(logits: torch.Tensor, labels: torch.Tensor, none_weight: float = 1.0) -> torch.Tensor:
-    """Cross-entropy of logits [S, L] against labels [S], summed; those that are -100 count nothing."""
-    weights = torch.ones(logits.shape[1], device=logits.device)
-    weights[0] = none_weight
-    return F.cross_entropy(logits.float(), labels, weight=weights, ignore_index=UNLABELLED, reduction="sum")
 
 
 def load_weights(model: Any, directory: str) -> None:

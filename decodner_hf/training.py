@@ -1,7 +1,7 @@
 """`decodner train`: from labelled data and a decoder checkpoint to a folder that the pipeline loads.
 
 In: command-line options. Out: the trained model with tokenizer and card, checkpoints to go on from, and reports.
-It joins the stages, each of which has a file of its own: examples, overlaps, documents, prompts, rows, trainer, card.
+It joins the stages, each of which has a file: examples, overlaps, model, documents, prompts, rows, trainer, card.
 """
 
 import argparse
@@ -9,7 +9,6 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,7 @@ from accelerate import PartialState
 from accelerate.utils import reduce
 from transformers import AutoTokenizer, TrainerCallback, TrainingArguments
 
-from .calibration import uncalibrated
 from .configuration_decodner import DecodNERConfig
-from .head_decodner import decoder_layers
-from .modeling_decodner import DecodNERForSpanClassification
 from .muon import Muon
 from .pipeline_arguments import check_model_folder
 from .prompting_decodner import PromptTemplate
@@ -30,6 +26,7 @@ from .trainer import SpanTrainer
 from .training_arguments import add_train_arguments
 from .training_card import TrainingRecord, write_training_card
 from .training_documents import EncodedSources, encode_sources
+from .training_model import load_model
 from .training_options import TrainingPlan, context_of, read_plan
 from .training_prompts import OpenPrompter, OpenTypes, fixed_prompt
 from .training_rows import PackedRows
@@ -104,80 +101,6 @@ def run_train(options: argparse.Namespace) -> int:
         say(f"--max-seconds stopped it before step {trainer.state.max_steps:,}; --resume goes on")
         return UNFINISHED
     return OK
-
-
-def load_model(options: argparse.Namespace, plan: TrainingPlan) -> Any:
-    """The decoder with the run's labels, adapters on it where asked for."""
-    adapted = options.lora_rank is not None
-    settings: dict[str, Any] = {"dtype": torch.bfloat16 if adapted else torch.float32}
-    settings |= uncalibrated()  # what it had was for the weights before
-    if options.max_span_words is not None:
-        settings["max_span_words"] = options.max_span_words
-    if plan.labels is not None:
-        settings |= {"entity_labels": list(plan.labels)}
-        settings["label_descriptions"] = {name: text for name, text in plan.labels.items() if text is not None}
-    if options.answer_cue is not None:
-        settings["prompt"] = {"answer_cue": options.answer_cue}
-    if options.load_in_4bit:
-        from transformers import BitsAndBytesConfig
-
-        settings["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
-        )
-    model = DecodNERForSpanClassification.from_pretrained(options.model, **settings)
-    if getattr(model.backbone, "_hf_peft_config_loaded", False):
-        raise ValueError(
-            f"{options.model} holds adapters on {model.backbone.name_or_path}: train that one, or a copy of it into "
-            "which PEFT has merged them."
-        )
-    check_gradients(model)
-    if adapted:
-        add_lora(model, options.lora_rank)
-    if options.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    if options.compile:
-        compile_beside_attention(model)
-    return model
-
-
-def check_gradients(model: torch.nn.Module) -> None:
-    """Refuses 4-bit layers in the layout of bitsandbytes' CPU kernels, which pass no gradient on and say nothing.
-
-    Raises:
-        ValueError: there are such layers.
-    """
-    for module in model.modules():
-        quantized = getattr(getattr(module, "weight", None), "quant_state", None)
-        if getattr(quantized, "packing_format_for_cpu", False):
-            raise ValueError(
-                "bitsandbytes computes 4-bit layers without their gradient on this CPU: train on a GPU, or leave "
-                "--load-in-4bit out."
-            )
-
-
-def compile_beside_attention(model: Any) -> None:
-    """Compiles what stands beside attention in every decoder layer, one graph for all sizes: norms and MLPs."""
-    for layer in decoder_layers(model.backbone):
-        for part in layer.children():
-            if not hasattr(part, "layer_idx"):  # attention finds its own compiled kernel
-                part.compile(dynamic=True)
-
-
-def add_lora(model: Any, rank: int) -> None:
-    """Puts LoRA adapters on all linear layers of the decoder; only they are trained, in float32.
-
-    Raises:
-        ImportError: PEFT is not installed.
-    """
-    if find_spec("peft") is None:
-        raise ImportError('--lora-rank needs PEFT: pip install "decodner-hf[peft]", or pip install peft.')
-    from peft import LoraConfig
-
-    model.add_adapter(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM"))
-    model._hf_peft_config_loaded = True  # the Trainer asks the outer model whether a quantized one may be trained
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
 
 
 def make_rows(

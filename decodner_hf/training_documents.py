@@ -1,13 +1,12 @@
 """Encodes labelled examples for training: the product's own candidate spans, each with its gold label.
 
-In: sources of `Example`s and a tokenizer. Out: `EncodedSources`, with a count of what no candidate can stand for.
+In: sources of `Example`s and a tokenizer. Out: `EncodedSources`, with a count of what could not be used.
 Only gold spans, and a few spans that surely are none, carry a label where an example is labelled in part.
 Knows nothing of prompts, rows or models.
 """
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,12 +16,13 @@ from transformers import PreTrainedTokenizerBase
 
 from .examples import Example, labels_of
 from .forest_decodner import SpanPaths, build_forest
+from .loss_decodner import UNLABELLED
 from .passages import Context, Passage, passages_of
 from .prompting_decodner import PromptTemplate
-from .spans_decodner import EncodedDocument, encode_documents, split_into_windows
+from .spans_decodner import EncodedDocument, NoWindowError, encode_documents, split_into_windows
+from .training_coverage import Coverage
 
 IntArray = NDArray[np.int64]
-UNLABELLED = -100  # carries no loss
 NONE = 0  # gold codes: 0 is no entity, t + 1 the type number t
 SHOWN = 60  # characters of an example in messages
 AT_ONCE = 512  # examples
@@ -84,42 +84,6 @@ class TrainingDocument:
     partial: bool
 
 
-@dataclass
-class Coverage:
-    """What became of the gold spans.
-
-    Attributes:
-        examples: read.
-        gold: spans that are labelled.
-        wider: those wider than the widest candidate.
-        off_words: those that do not begin and end with a word, or cross a bound of a joined document.
-        relabelled: those that are labelled twice; the first label counts.
-    """
-
-    examples: int = 0
-    gold: int = 0
-    wider: int = 0
-    off_words: int = 0
-    relabelled: int = 0
-    wide_by_label: Counter[str] = field(default_factory=Counter)
-
-    def add(self, other: "Coverage") -> None:
-        """Adds the counts of other examples."""
-        for name, value in vars(other).items():
-            setattr(self, name, getattr(self, name) + value)
-
-    def report(self) -> str:
-        """One line for people."""
-        share = 100 * (1 - (self.wider + self.off_words) / max(1, self.gold))
-        text = f"{self.examples:,} examples, {self.gold:,} gold spans, {share:.2f}% of them candidates"
-        parts = {"wider than the limit": self.wider, "off the word bounds": self.off_words}
-        parts["labelled twice (first label taken)"] = self.relabelled
-        text += "".join(f"; {count:,} {what}" for what, count in parts.items() if count)
-        if self.wide_by_label:
-            text += f" (widest by label: {', '.join(f'{n} {c}' for n, c in self.wide_by_label.most_common(3))})"
-        return text
-
-
 @dataclass(frozen=True)
 class EncodedSources:
     """All sources, encoded.
@@ -159,13 +123,14 @@ def encode_sources(
         template: the prompt's parts around a document.
         max_span_words: longest candidate.
         types: all types in their order; those of the sources if None.
-        max_tokens: cut documents into windows that fit this with their longest span.
+        max_tokens: cut documents into windows that fit this with their longest span; those that no window holds, for
+            an overlong word, say, are left out.
         cue_tokens: tokens of the answer cue, for the number of nodes.
         seed: of the choice of sure negatives.
         workers: processes that encode; 0 for this one alone. The result is the same for any number.
 
     Raises:
-        ValueError: no source, a label that is not among `types`, or what `encode_documents` refuses.
+        ValueError: no source, a label that is not among `types`, what `encode_documents` refuses, or nothing left.
     """
     if not sources:
         raise ValueError("no sources were given: name at least one to train on.")
@@ -190,8 +155,21 @@ def encode_sources(
         encoded, counts = outcome
         documents += encoded
         coverage[index].add(counts)
+    if not documents:
+        raise ValueError(_nothing_left(sources, coverage))
     inventories = tuple(np.array([numbers[label] for label in source.labels], np.int64) for source in sources)
     return EncodedSources(names, inventories, documents, tuple(s.repeat for s in sources), tuple(coverage))
+
+
+def _nothing_left(sources: Sequence[TrainingSource], coverage: Sequence[Coverage]) -> str:
+    """Why there is no document to train on."""
+    for source, counts in zip(sources, coverage, strict=True):
+        if counts.reason:
+            return f"the source {source.name!r}: {counts.reason}"
+    return (
+        f"no example of the sources {[source.name for source in sources]} can be trained on: give some whose text is "
+        "not blank, and of those that are labelled in part some with entities."
+    )
 
 
 def _alike(examples: Sequence[Example]) -> Iterator[list[Example]]:
@@ -265,8 +243,14 @@ class _Encoder:
         documents = []
         for passage, document in zip(passages, encoded, strict=True):
             inside = _within(passage, document)
+            try:
+                windows = self._windows(inside)
+            except NoWindowError as error:
+                reason = f"the example {document.text[:SHOWN]!r}: {error}"
+                counts.leave_out(len(passage.members), len(passage.example.entities), reason)
+                continue
             gold = self._gold(passage, inside, counts)
-            for window in self._windows(inside):
+            for window in windows:
                 codes = self._codes(gold, window, generator if passage.example.partial else None)
                 if len(codes) and (codes != UNLABELLED).any():
                     found = np.unique(codes[codes > NONE]) - 1
@@ -277,10 +261,7 @@ class _Encoder:
     def _windows(self, document: EncodedDocument) -> list[EncodedDocument]:
         if self.max_tokens is None:
             return [document]
-        try:
-            return split_into_windows(document, self.max_tokens, self.tokenizer, self.template)
-        except ValueError as error:
-            raise ValueError(f"the example {document.text[:SHOWN]!r}: {error}") from error
+        return split_into_windows(document, self.max_tokens, self.tokenizer, self.template)
 
     def _gold(self, passage: Passage, document: EncodedDocument, counts: Coverage) -> dict[tuple[int, int], int]:
         """Type number of each labelled span that is a candidate; the others are counted."""

@@ -63,12 +63,14 @@ def read_plan(options: argparse.Namespace, say: Callable[[str], None]) -> Traini
     for source in sources:
         examples, count = drop_overlaps(source.examples, held) if held else (list(source.examples), 0)
         if count:
-            dropped[source.name] = count
+            dropped[source.name] = dropped.get(source.name, 0) + count  # files of several folders have one name
             say(f"{source.name}: {count:,} examples dropped, which share ten words in a row with an evaluation set")
         kept.append(replace(source, examples=examples))
     dev_map = LabelMap.read(options.dev_label_map) if options.dev_label_map else label_map
     dev = _load(options.dev, options.dev_split, label_map=dev_map) if options.dev else []
     labels = None if options.open_types else _fixed_labels(options, described, kept)
+    if dev:
+        _check_dev(dev, labels)
     notes = _type_notes(options.type_notes)
     return TrainingPlan(
         sources=kept,
@@ -100,6 +102,22 @@ def _check(options: argparse.Namespace) -> None:
     for name in ("epochs", "rows_per_step", "log_steps", "max_steps", "lora_rank", "context_words"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(options, name)}.")
+
+
+def _check_dev(dev: Sequence[Example], labels: Mapping[str, str | None] | None) -> None:
+    """Refuses, before any training, examples that could not be scored behind it."""
+    named = labels_of(dev)
+    partial = sum(example.partial for example in dev)
+    if partial:
+        raise ValueError(f"{partial} of {len(dev)} --dev examples are labelled only in part and cannot be scored.")
+    if labels is None and not named:
+        raise ValueError("no --dev example has an entity: with --open-types their labels are what is asked for.")
+    strangers = sorted(set(named) - set(named if labels is None else labels))
+    if strangers:
+        raise ValueError(
+            f"--dev has labels {strangers[:10]} that are not asked for; the labels are {list(labels or ())[:20]}: map "
+            "or leave out labels with --dev-label-map."
+        )
 
 
 def _sources(options: argparse.Namespace, label_map: LabelMap | None) -> list[TrainingSource]:

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from .forest_decodner import TokenForest, build_forest, ramp_of
+from .loss_decodner import UNLABELLED
 from .scoring_decodner import EncodedPrompt
-from .training_documents import UNLABELLED, EncodedSources, TrainingDocument
+from .training_documents import EncodedSources, TrainingDocument
 from .training_prompts import OpenPrompter, Questions
 
 IntArray = NDArray[np.int64]
@@ -74,7 +75,7 @@ class PackedRows(Dataset[dict[str, Any]]):
                 row anew, so that names cannot be learnt by heart.
 
         Raises:
-            ValueError: no epoch, noise that is no part, or rows that no document fits into.
+            ValueError: no epoch, noise that is no part, epochs without a document, or rows that none fits into.
         """
         if not 0.0 <= token_noise < 1.0:
             raise ValueError(f"token_noise must be from 0 to below 1, not {token_noise!r}.")
@@ -84,6 +85,8 @@ class PackedRows(Dataset[dict[str, Any]]):
         self.seed, self.pad_token_id, self.token_noise = seed, pad_token_id, token_noise
         orders = [_epoch_order(encoded, np.random.default_rng([seed, epoch])) for epoch in range(epochs)]
         order = np.concatenate(orders)
+        if not len(order):
+            raise ValueError(f"repeats of {encoded.repeats} show not one document in an epoch: use greater ones.")
         sizes = np.fromiter((encoded.documents[index].num_nodes for index in order), np.int64, len(order))
         room = row_tokens
         self.questions: Questions | None = None

@@ -1,7 +1,7 @@
 """Averages the weights of models that were fine-tuned from the same start: better than each, at the cost of one.
 
-In: folders of trained models with the same decoder, prompt and labels, such as the seeds of one recipe. Out: a folder
-that loads as the first does, not calibrated. Models that started from different weights do not average.
+In: folders of trained models with the same decoder, tokenizer, prompt and labels, such as the seeds of one recipe.
+Out: a folder that loads as the first does, not calibrated. Models that started from different weights do not average.
 Source: Wortsman et al., "Model soups", 2022 (arXiv:2203.05482), the uniform soup.
 
 python scripts/average_weights.py --models seed-0 seed-1 seed-2 --output averaged
@@ -18,14 +18,16 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoTokenizer
 
-from decodner_hf import DecodNERConfig, DecodNERForSpanClassification
+from decodner_hf import DecodNERConfig, DecodNERForSpanClassification, PromptTemplate
 from decodner_hf.calibration import uncalibrated
 from decodner_hf.pipeline_arguments import check_model_folder
+from decodner_hf.tokenization_decodner import check_tokenizer
 from decodner_hf.weights_decodner import adapted_layers
 
 OK, FAILED = 0, 1
 SHARED = ("entity_labels", "label_descriptions", "prompt")
 ORIGIN = ("_name_or_path", "dtype", "transformers_version")  # of a decoder's configuration: not what it computes
+READING = ("added_tokens", "normalizer", "pre_tokenizer", "post_processor", "model")  # parts of a tokenizer
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,12 +56,12 @@ def average(folders: Sequence[str]) -> DecodNERForSpanClassification:
     """The model of the first folder with the mean of all weights, taken in float32, and without calibration.
 
     Raises:
-        ValueError: an adapter, a quantized or broken model, or one of another decoder, prompt or other labels.
+        ValueError: an adapter, a quantized or broken model, or one of another decoder, tokenizer, prompt or labels.
     """
     model = _load(folders[0])
     weights = {name: tensor for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
     mean = {name: tensor.to(torch.float32, copy=True) for name, tensor in weights.items()}
-    own = _question(model.config)
+    own, reading = _question(model.config), _reading(folders[0], model.config)
     for number, folder in enumerate(folders[1:], 2):
         other = _load(folder)
         theirs = _question(other.config)
@@ -68,6 +70,13 @@ def average(folders: Sequence[str]) -> DecodNERForSpanClassification:
             values = "; ".join(f"{name} {theirs.get(name)!r}, not {own.get(name)!r}" for name in differing)
             raise ValueError(
                 f"{folder} differs from {folders[0]} ({values}): only models that answer the same question average."
+            )
+        read = _reading(folder, other.config)
+        unlike = [part for part in reading if read[part] != reading[part]]
+        if unlike:
+            raise ValueError(
+                f"{folder} has another tokenizer than {folders[0]} (in {', '.join(unlike)}): only models that read "
+                "the same tokens average."
             )
         others = other.state_dict()
         for name, tensor in mean.items():
@@ -93,6 +102,18 @@ def _question(config: DecodNERConfig) -> dict[str, Any]:
     """What models must have in common for their weights to mean the same."""
     decoder = {name: value for name, value in config.text_config.to_dict().items() if name not in ORIGIN}
     return decoder | {name: getattr(config, name) for name in SHARED}
+
+
+def _reading(folder: str, config: DecodNERConfig) -> dict[str, Any]:
+    """What decides which tokens the model of a folder reads; how they become text again, say, does not."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        check_tokenizer(tokenizer)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder} has no tokenizer that can be used: {error}") from error
+    parts = json.loads(tokenizer.backend_tokenizer.to_str())
+    template = tokenizer.chat_template if PromptTemplate.from_config(config).chat_template else None
+    return {part: parts[part] for part in READING} | {"chat_template": template}
 
 
 if __name__ == "__main__":

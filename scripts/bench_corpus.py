@@ -33,7 +33,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from decodner_hf import DecodNERPipeline
 from decodner_hf.fixed_inputs_decodner import PREFIX_SIZES
 from decodner_hf.results_decodner import Prepared
-from decodner_hf.scoring_decodner import collect
+from decodner_hf.scoring_decodner import activation_bytes_per_node, collect
 from decodner_hf.streaming_decodner import EntityStream, cut
 
 # model type, hidden, intermediate, layers, heads, key/value heads, head size
@@ -191,8 +191,7 @@ class Bench:
         buffers = {id(cache): cache for cache in self.pipe.scorer._prefixes.values()}
         held = sum(buffer.keys.shape[2] for cache in buffers.values() for buffer in [cache.layers[0].calls[0]])
         largest = min(self.pipe.scorer.token_budget, nodes)
-        # what an MLP holds at once: states before and after, both inner products and what is made of them
-        activations = largest * itemsize * (3 * config.hidden_size + 3 * config.intermediate_size)
+        activations = largest * activation_bytes_per_node(self.pipe.model)
         # graphs have activations of their own, and room for a copy of a prefix
         graphs = activations + kept * PREFIX_SIZES[-1] if self.pipe.model.graphs is not None else 0
         weights = sum(parameter.numel() * itemsize for parameter in self.backbone.parameters())

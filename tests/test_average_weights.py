@@ -4,7 +4,7 @@ import average_weights
 import pytest
 import torch
 from tiny_pipelines import LABELS, TEXT, tiny_native, tiny_pipeline
-from transformers import pipeline
+from transformers import AutoTokenizer, pipeline
 
 from decodner_hf import DecodNERForSpanClassification
 
@@ -71,6 +71,37 @@ def test_models_of_other_questions_or_shapes_are_refused(seeds, tmp_path, capsys
     assert average_weights.main(["--models", first, third, *output]) == 1
     assert f"average_weights: error: {third} cannot be loaded" in capsys.readouterr().err
     assert not (tmp_path / "averaged").exists()
+
+
+def test_models_of_other_tokenizers_are_refused(seeds, tmp_path, capsys):
+    first, second, third = seeds()
+    output = ["--output", str(tmp_path / "averaged")]
+    tokenizer = AutoTokenizer.from_pretrained(second)
+    tokenizer.add_tokens(["another"])
+    tokenizer.save_pretrained(second)
+    assert average_weights.main(["--models", first, second, *output]) == 1
+    assert f"{second} has another tokenizer than {first} (in added_tokens)" in capsys.readouterr().err
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "seed-1" / name).unlink()
+    assert average_weights.main(["--models", first, second, *output]) == 1
+    assert f"{second} has no tokenizer that can be used" in capsys.readouterr().err
+    tokenizer = AutoTokenizer.from_pretrained(third)
+    tokenizer.backend_tokenizer.enable_truncation(7)  # never used, and no reason to refuse
+    tokenizer.chat_template = "unused"
+    tokenizer.save_pretrained(third)
+    assert average_weights.main(["--models", first, third, *output]) == 0
+
+
+def test_chat_templates_must_be_alike_where_prompts_are_in_them(seeds, tmp_path, capsys):
+    folders = seeds()[:2]
+    for folder, closing in zip(folders, ("", "!"), strict=True):
+        config = json.loads((path := tmp_path / folder / "config.json").read_text())
+        path.write_text(json.dumps(config | {"prompt": config["prompt"] | {"chat_template": True}}))
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer.chat_template = "{{ messages[0].content }}" + closing
+        tokenizer.save_pretrained(folder)
+    assert average_weights.main(["--models", *folders, "--output", str(tmp_path / "averaged")]) == 1
+    assert "(in chat_template)" in capsys.readouterr().err
 
 
 def test_a_single_model_and_a_folder_that_is_there_are_refused(tmp_path, capsys):

@@ -15,11 +15,13 @@ from decodner_hf import DecodNERConfig, DecodNERForSpanClassification, PromptTem
 from decodner_hf.attention_decodner import ForestPlan, LayerWindow, forest_attention_reference
 from decodner_hf.attention_decodner_flex import BLOCK, flex_block_mask, flex_supports, forest_attention_flex
 from decodner_hf.examples import Example
+from decodner_hf.loss_decodner import UNLABELLED, span_loss
 from decodner_hf.overlaps import drop_overlaps
 from decodner_hf.passages import Context
-from decodner_hf.trainer import SpanTrainer, span_loss
-from decodner_hf.training import add_lora, add_train_arguments, run_train
-from decodner_hf.training_documents import UNLABELLED, TrainingSource, encode_sources
+from decodner_hf.trainer import SpanTrainer
+from decodner_hf.training import add_train_arguments, run_train
+from decodner_hf.training_documents import TrainingSource, encode_sources
+from decodner_hf.training_model import add_lora, recompute_layers
 from decodner_hf.training_prompts import OpenPrompter, OpenTypes, fixed_prompt
 from decodner_hf.training_rows import PackedRows
 
@@ -33,15 +35,15 @@ SENTENCES = [
 ]
 
 
-def encoded(examples=None, context=None, **kwargs):
-    source = TrainingSource("tiny", examples or SENTENCES * 2, LABELS, context=context)
+def encoded(examples=None, context=None, repeat=1.0, **kwargs):
+    source = TrainingSource("tiny", examples or SENTENCES * 2, LABELS, repeat, context=context)
     settings = {"max_span_words": 3} | kwargs
     return encode_sources([source], byte_level_single_digits(), PromptTemplate(), **settings)
 
 
-def fixed_rows(row_tokens=256, epochs=1, examples=None):
+def fixed_rows(row_tokens=256, epochs=1, examples=None, repeat=1.0):
     prompt = fixed_prompt(dict.fromkeys(LABELS), byte_level_single_digits(), PromptTemplate())
-    return PackedRows(encoded(examples), prompt, row_tokens=row_tokens, epochs=epochs, seed=3)
+    return PackedRows(encoded(examples, repeat=repeat), prompt, row_tokens=row_tokens, epochs=epochs, seed=3)
 
 
 def open_rows(seed=3, epochs=1, **settings):
@@ -72,8 +74,8 @@ def trainer(model, rows, folder, **arguments):
     given = {"num_train_epochs": 1, "learning_rate": 3e-3, "report_to": [], "logging_steps": 1, "save_strategy": "no"}
     given |= {"remove_unused_columns": False, "per_device_train_batch_size": 1, "use_cpu": True, "disable_tqdm": True}
     own = {name: arguments.pop(name) for name in ("none_weight", "dev", "loss_divisor") if name in arguments}
-    if arguments.pop("gradient_checkpointing", False):
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if arguments.pop("recomputed", False):
+        recompute_layers(model)
     args = TrainingArguments(output_dir=str(folder), **(given | arguments))
     return SpanTrainer(model, args, rows, byte_level_single_digits(), **own)
 
@@ -111,6 +113,30 @@ def test_unmatched_gold_spans_are_counted():
     assert "50.00%" in coverage.report()
 
 
+OVERLONG = Example(["Ms", "x" * 300], ((0, 1, "PER"), (1, 2, "ORG")), "d")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_examples_that_no_window_holds_are_left_out_and_counted(workers):
+    around = encoded(SENTENCES)
+    found = encoded([*SENTENCES[:2], OVERLONG, OVERLONG, *SENTENCES[2:]], max_tokens=100, workers=workers)
+    chains = [document.chain_token_ids.tolist() for document in found.documents]
+    assert chains == [document.chain_token_ids.tolist() for document in around.documents]
+    (coverage,), (without,) = found.coverage, around.coverage
+    assert (coverage.examples, coverage.gold) == (without.examples + 2, without.gold + 4)
+    assert (coverage.unheld, coverage.unheld_gold, coverage.wider, coverage.off_words) == (2, 4, 0, 0)
+    report = coverage.report()
+    assert "7 examples, 11 gold spans, 63.64% of them candidates; 2 examples with 4 gold spans left out" in report
+    assert report.count("the example 'Ms x") == 1  # the first, with the reason
+    assert "left out" not in without.report()
+
+
+def test_a_passage_that_no_window_holds_counts_all_its_examples():
+    beside = Example(["Ana"], ((0, 1, "PER"),), "d")
+    coverage = encoded([OVERLONG, beside, *SENTENCES], Context("document", 10), max_tokens=100).coverage[0]
+    assert (coverage.unheld, coverage.unheld_gold) == (2, 3)
+
+
 def test_candidates_of_joined_sentences_stay_inside_their_sentence():
     examples = [Example([*"ab"], ((1, 2, "PER"),), "d"), Example([*"cd"], ((0, 2, "LOC"),), "d")]
     document = encoded(examples, Context("document", 10)).documents[0]
@@ -142,6 +168,13 @@ def test_rows_too_short_for_any_document_are_an_error_and_long_documents_are_cou
         fixed_rows(row_tokens=40)
     long = Example(["word"] * 300, ())
     assert fixed_rows(examples=[*SENTENCES, long]).plan.left_out == 1
+
+
+def test_sources_that_leave_nothing_to_train_on_are_an_error():
+    with pytest.raises(ValueError, match=r"no example of the sources \['tiny'\] can be trained on: .* not blank"):
+        encoded([Example("  ", ()), Example("a b", (), partial=True)])
+    with pytest.raises(ValueError, match=r"repeats of \(0.4,\) show not one document"):
+        fixed_rows(examples=SENTENCES[:1], repeat=0.4)
 
 
 # ------------------------------------------------------------------ open prompts
@@ -283,7 +316,7 @@ def one_span_at_a_time(model, row):
 def test_gradient_of_a_packed_row_equals_that_of_one_span_at_a_time(rows):
     model = tiny_classifier().double()
     row = rows()[0]
-    packed = span_loss(model(**inputs_of(row)).logits.double(), row["labels"][0])
+    packed = span_loss(model(**inputs_of(row)).logits.double(), row["labels"][0], 1)
     alone = one_span_at_a_time(model, row)
     assert packed.item() == pytest.approx(alone.item(), rel=1e-6)
     parameters = list(model.parameters())
@@ -346,8 +379,9 @@ def test_the_divisor_scales_the_gradient(tmp_path, monkeypatch):
 
 def test_none_weight_scales_the_loss_of_spans_that_are_no_entity():
     logits, labels = torch.randn(4, 3), torch.tensor([0, 1, -100, 0])
-    alone = [float(span_loss(logits[[i]], labels[[i]])) for i in (0, 1, 3)]
-    assert float(span_loss(logits, labels, 0.25)) == pytest.approx(0.25 * (alone[0] + alone[2]) + alone[1])
+    alone = [float(span_loss(logits[[i]], labels[[i]], 1)) for i in (0, 1, 3)]
+    weighted = float(span_loss(logits, labels, 1, none_weight=0.25))
+    assert weighted == pytest.approx(0.25 * (alone[0] + alone[2]) + alone[1])
 
 
 @pytest.mark.parametrize("model_type", ["llama", "mixtral"])
@@ -399,9 +433,9 @@ def test_checkpoints_load_in_the_pipeline_and_evaluation_is_the_pipelines(tmp_pa
     assert json.loads((tmp_path / "checkpoint-2" / "config.json").read_text())["entity_labels"] == list(LABELS)
 
 
-def test_gradient_checkpointing_gives_the_same_gradient(tmp_path, monkeypatch):
+def test_recomputed_layers_have_the_same_gradient(tmp_path, monkeypatch):
     _, plain = gradients_after_one_step(tmp_path / "a", monkeypatch, 1, 1024)
-    _, saved = gradients_after_one_step(tmp_path / "b", monkeypatch, 1, 1024, gradient_checkpointing=True)
+    _, saved = gradients_after_one_step(tmp_path / "b", monkeypatch, 1, 1024, recomputed=True)
     for name, gradient in plain.items():
         assert torch.allclose(saved[name], gradient, rtol=1e-5, atol=1e-7), name
 
@@ -511,6 +545,22 @@ def test_the_cpu_computes_in_float32_or_as_asked_for(files, asked, dtype):
     assert seen == {dtype}
 
 
+@pytest.mark.filterwarnings("error::FutureWarning")
+@pytest.mark.parametrize("asked", [[], ["--gradient-checkpointing"]], ids=["plain", "recomputed"])
+def test_layers_are_computed_again_where_asked_for(files, asked):
+    calls = []
+
+    def see(module, _, output):
+        if isinstance(module, torch.nn.Linear) and output.shape[1] == ROW_TOKENS:
+            calls.append(module)
+
+    hook = torch.nn.modules.module.register_module_forward_hook(see)
+    with hook:
+        assert run_command(files, "--max-steps", "1", *asked) == 0
+    assert calls
+    assert (len(calls) > len(set(calls))) == bool(asked)
+
+
 def test_the_command_trains_adapters_that_the_pipeline_loads(files, capsys):
     assert run_command(files, "--lora-rank", "4", "--labels", *LABELS) == 0
     assert "100.00%" in capsys.readouterr().out
@@ -551,6 +601,19 @@ def test_the_command_drops_training_examples_that_overlap_evaluation(files, caps
     assert "1 examples dropped" in said
     assert "data.jsonl: 16 examples" in said
     assert json.loads((files / "out" / "training.json").read_text())["dropped"] == {"data.jsonl": 1}
+
+
+def test_the_command_trains_on_the_examples_that_windows_hold(files, capsys):
+    with open(files / "data.jsonl", "a", encoding="utf-8") as out:
+        out.write(json.dumps({"tokens": ["x" * 2000], "entities": [[0, 1, "PER"]]}) + "\n")
+    assert run_command(files, "--max-steps", "1") == 0
+    assert "17 examples, 21 gold spans, 95.24% of them candidates; 1 examples with 1 gold" in capsys.readouterr().out
+
+
+def test_labels_of_dev_examples_that_are_not_asked_for_are_refused_before_training(files):
+    (files / "dev.jsonl").write_text(json.dumps({"text": "Ana", "entities": [[0, 3, "person"]]}) + "\n")
+    with pytest.raises(ValueError, match=r"--dev has labels \['person'\] that are not asked for; .*PER"):
+        run_command(files, "--dev", str(files / "dev.jsonl"))
 
 
 def test_a_calibrated_start_gives_its_weights_and_not_its_thresholds(files):
@@ -605,10 +668,10 @@ def test_a_model_folder_that_is_not_there_is_named(files):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_example_that_no_window_holds_is_named_without_a_workers_traceback(workers):
+def test_where_no_window_holds_any_example_the_first_is_named_without_a_workers_traceback(workers):
     example = Example("See " + "x" * 300, ((4, 304, "PER"),))
     with pytest.raises(ValueError, match=r"^the source 'tiny': the example 'See x{56}': words 0 to 1 take \d+ tokens"):
-        encoded([example], max_tokens=100, workers=workers)
+        encoded([example, OVERLONG], max_tokens=100, workers=workers)
 
 
 # ------------------------------------------------------------------ FlexAttention's mask

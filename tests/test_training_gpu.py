@@ -11,7 +11,8 @@ from tokenizers_for_tests import byte_level_single_digits
 from transformers import BitsAndBytesConfig, pipeline
 
 from decodner_hf import DecodNERConfig, DecodNERForSpanClassification, attention_decodner
-from decodner_hf.training import add_lora, add_train_arguments, check_gradients, run_train
+from decodner_hf.training import add_train_arguments, run_train
+from decodner_hf.training_model import add_lora, check_gradients, recompute_layers
 
 DEVICE = "cuda"
 LAYERS = 3
@@ -74,7 +75,7 @@ def test_gradients_through_flex_attention_are_as_good_as_those_of_torch_attentio
     exact = gradients(copy.deepcopy(model).double(), "cpu", False)
     plain = copy.deepcopy(model)
     if saving:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        recompute_layers(model)
     own = gradients(model, DEVICE, half)
     assert len(calls) == LAYERS * (1 + saving)
 

@@ -87,6 +87,33 @@ def test_keys_that_say_nothing_are_errors(tmp_path):
         plan(tmp_path, [{"path": path, "context": "page"}])
 
 
+def test_examples_dropped_of_sources_of_one_name_are_added_up(tmp_path):
+    held = {"text": " ".join(map(str, range(12))), "entities": []}
+    (tmp_path / "held.jsonl").write_text(json.dumps(held) + "\n")
+    entries = []
+    for number in range(1, 3):
+        (tmp_path / f"{number}").mkdir()
+        kept = {"text": "Ana", "entities": [[0, 3, "PER"]]}
+        rows = [held] * number + [kept]
+        (tmp_path / f"{number}" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        entries.append({"path": str(tmp_path / f"{number}" / "train.jsonl")})
+    assert plan(tmp_path, entries, "--keep-apart", str(tmp_path / "held.jsonl")).dropped == {"train.jsonl": 3}
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"text": "Ana", "entities": []}, "no --dev example has an entity"),
+        ({"text": "Ana", "entities": [[0, 3, "PER"]], "partial": True}, "1 of 1 --dev examples are labelled only in"),
+    ],
+    ids=["empty", "partial"],
+)
+def test_dev_examples_that_cannot_be_scored_are_refused_before_training(tmp_path, row, message):
+    (tmp_path / "dev.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(ValueError, match=message):
+        plan(tmp_path, [{"path": str(tmp_path / "data.jsonl")}], "--dev", str(tmp_path / "dev.jsonl"))
+
+
 # ------------------------------------------------------------------ the default model's
 
 
