@@ -13,13 +13,14 @@ from .fixed_inputs_decodner import PREFIX_SIZES
 from .forest_decodner import rows_forest
 from .graphs_decodner import SpanPassGraphs, never_waits
 from .guard_decodner import input_device
-from .head_decodner import has_plain_head, row_logits
+from .head_decodner import decoder_layers, has_plain_head, row_logits
 from .plans_decodner import ForestPlan
 from .transfers_decodner import is_out_of_memory
 
 WARM_UP_PREFIX = 101  # tokens; no two sizes of the pass that a graph is made for may be equal
 WARM_UP_SPANS = (137, 11)  # rows and their tokens
 WARM_UP_LENGTH = 8
+GRAPH_WORK = 2.5e13  # nodes x weights; the device needs some 70 ms for more, in which the host launches any decoder
 
 
 class CompileMethods:
@@ -40,8 +41,9 @@ class CompileMethods:
 
         Takes some ten seconds for each kind of layer, now; no pass of any size compiles again. Span passes over up to
         4,096 prefix tokens run as CUDA graphs, where the decoder allows it: the second pass of each size (a multiple
-        of 64 to 512 nodes) is captured and takes a few times as long, later ones cost the host next to nothing. See
-        `SpanPassGraphs` for the memory that graphs hold.
+        of 64 to 512 nodes) is captured and takes a few times as long, later ones cost the host next to nothing. Larger
+        passes, which keep the device busy longer than the host needs to launch them, run without: beyond 3,500 nodes
+        with 7 billion weights in the layers, 25,000 with one. See `SpanPassGraphs` for the memory that graphs hold.
         Hooks of the decoder's modules do not run where a graph is replayed; under autocast none is.
         Results stay within the dtype's rounding. A model that is moved or cast afterwards runs uncompiled.
 
@@ -56,6 +58,8 @@ class CompileMethods:
         compile_layers(self.backbone, **options)
         self._score_rows(WARM_UP_PREFIX, *WARM_UP_SPANS)
         on_gpu = input_device(self.backbone).type == "cuda"
+        weights = sum(weight.numel() for layer in decoder_layers(self.backbone) for weight in layer.parameters())
+        cuda_graph_nodes = min(cuda_graph_nodes, int(GRAPH_WORK / weights))
         if on_gpu and cuda_graph_nodes and never_waits(lambda: self._score_rows(WARM_UP_PREFIX, *WARM_UP_SPANS)):
             self.graphs = SpanPassGraphs(self.backbone, cuda_graph_nodes)
             self._warm_up_graphs(min(self.graphs.most_nodes, self.node_limit or self.graphs.most_nodes))

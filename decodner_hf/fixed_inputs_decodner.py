@@ -69,8 +69,7 @@ class FixedInputs:
     """The memory that all graphs read their inputs from.
 
     Attributes:
-        position_ids: int64; where a pass has N nodes, the first N are theirs.
-        tokens: int64; those of the N nodes, and behind them the rows of the head.
+        nodes: int64; where a graph's size is N nodes, N positions, N tokens, then the rows of the head.
         prefix: a copy of the pass's prefix.
         tables: by kind of layer, `KernelTiles.tables`.
     """
@@ -78,8 +77,7 @@ class FixedInputs:
     def __init__(self, most_nodes: int, device: torch.device) -> None:
         """Takes memory for tokens, positions and rows; for the rest when a pass first asks for it."""
         self.most_nodes, self.device = most_nodes, device
-        self.position_ids = FixedTensor(most_nodes, torch.int64, device)
-        self.tokens = FixedTensor(most_nodes + ROW_SIZES[-1], torch.int64, device)
+        self.nodes = FixedTensor(2 * most_nodes + ROW_SIZES[-1], torch.int64, device)
         self.prefix = DualBufferCache(max_prefix_len=PREFIX_SIZES[-1])
         self.tables: dict[tuple[LayerWindow, TileShape], FixedTensor] = {}
         self._held: tuple[torch.Tensor, int, int] | None = None  # which prefix `prefix` is a copy of
@@ -109,9 +107,8 @@ class FixedInputs:
         assert plan.cache is not None
         if not self._copy_prefix(plan.cache):
             return None
-        self.position_ids.write([position_ids], self._slot)
-        padding = np.zeros(size.nodes - nodes, np.int64)
-        self.tokens.write([token_ids.numpy(), padding, rows.numpy()], self._slot)
+        token, row = np.zeros(size.nodes - nodes, np.int64), np.zeros(size.rows - rows.shape[0], np.int64)
+        self.nodes.write([position_ids, token_ids.numpy(), token, rows.numpy(), row], self._slot)
         return padded
 
     def fill_tables(self, plan: ForestPlan, window: LayerWindow, shape: TileShape) -> bool:

@@ -41,7 +41,8 @@ class SpanPassGraphs:
     """The graphs of a model's span passes.
 
     They hold, for as long as the model lives: the activations of the largest pass met; a copy of the prefix's keys and
-    values, room for 4,096 tokens; and what the driver keeps for at most 128 graphs.
+    values, room for 4,096 tokens; and what the driver keeps for at most 128 graphs. They also hold the weights
+    that they read: whether those are still the model's is seen while a graph runs; if not, its result is thrown away.
 
     Attributes:
         most_nodes: nodes of the largest pass that gets a graph, a size of `PassSize`.
@@ -55,6 +56,7 @@ class SpanPassGraphs:
         self._watch = WeightsWatch(backbone, in_place=False)
         self._lock = RLock()
         self._graphs: OrderedDict[PassSize, Captured] = OrderedDict()
+        self._weights: list[torch.Tensor] = []  # that the graphs read, the embedding first
         self._met: set[PassSize] = set()
         self._inputs: FixedInputs | None = None
         self._pool: Any = None
@@ -79,16 +81,17 @@ class SpanPassGraphs:
             at: int64 [S], nodes at which they are asked for, on the CPU.
 
         Returns:
-            [S, U] in memory of its own; None where no graph serves such a pass, or memory for one ran out, and at the
-            first pass of a size.
+            [S, U] in memory of its own; None where no graph serves such a pass, or memory for one ran out, at the
+            first pass of a size, and where the weights were changed since the last pass.
         """
         size = PassSize.of(token_ids.shape[0], plan.prefix_length, rows.shape[0])
         if size is None or size.nodes > self.most_nodes:
             return None
-        weight = next(self._backbone.parameters())
+        weight = _embedding(self._backbone)
         with self._lock, torch.inference_mode(False), torch.no_grad(), torch.cuda.device_of(weight):
-            if self._watch.changed():
-                self._drop(refused=not _stay_put(self._backbone))
+            runs = size in self._graphs and weight.data_ptr() == self._weights[0].data_ptr()
+            if not runs:
+                self._have_changed()
             if self._refused or not self._is_worth(size):
                 return None
             inputs = self._inputs or FixedInputs(self.most_nodes, weight.device)
@@ -98,6 +101,8 @@ class SpanPassGraphs:
                 if captured is None:
                     return None
                 captured.graph.replay()
+                if runs and self._have_changed():
+                    return None
                 (nodes,) = upload([at], inputs.device)  # while the graph runs
                 return captured.logits[nodes][:, : rows.shape[0]]
             except (NotFixedError, RuntimeError) as error:
@@ -108,6 +113,18 @@ class SpanPassGraphs:
                 return None
             finally:
                 inputs.end()
+
+    def release(self) -> None:
+        """Gives back what the graphs hold; they are captured anew where they are worth it."""
+        with self._lock:
+            self._drop(refused=self._refused)
+
+    def _have_changed(self) -> bool:
+        """Whether the weights are others than those that the graphs read, which are dropped then."""
+        changed = self._watch.changed()
+        if changed:
+            self._drop(refused=not _stay_put(self._backbone))
+        return changed
 
     def _is_worth(self, size: PassSize) -> bool:
         """Whether such a pass came before: capturing costs as much as several passes."""
@@ -123,6 +140,7 @@ class SpanPassGraphs:
     def _drop(self, refused: bool) -> None:
         self._settle()
         self._graphs.clear()
+        self._weights.clear()
         self._met.clear()
         self._inputs, self._pool, self._stream, self._refused = None, None, None, refused
 
@@ -159,15 +177,16 @@ class SpanPassGraphs:
             source=padded,
         )
         # .data: known as views, they would make a compiled graph depend on the size of the whole
-        position_ids = inputs.position_ids.values[: size.nodes].data
-        token_ids, row_ids = (
-            part.data for part in inputs.tokens.values[: size.nodes + size.rows].split([size.nodes, size.rows])
-        )
+        sizes = [size.nodes, size.nodes, size.rows]
+        position_ids, token_ids, row_ids = (part.data for part in inputs.nodes.values[: sum(sizes)].split(sizes))
 
         def run_fixed() -> torch.Tensor:
             plan.calls.clear()
             return run(token_ids, position_ids, plan, row_ids)
 
+        if not self._weights:
+            weights = (_embedding(self._backbone), *self._backbone.parameters(), *self._backbone.buffers())
+            self._weights = [weight.data for weight in weights]
         run_fixed()  # whatever is compiled, loaded or allocated once must be so before
         self.captures += 1
         return self._record(run_fixed)
@@ -189,6 +208,11 @@ class SpanPassGraphs:
                 graph.capture_end()
         torch.cuda.current_stream().wait_stream(stream)
         return Captured(graph, logits)
+
+
+def _embedding(backbone: Any) -> torch.Tensor:
+    weight: torch.Tensor = backbone.get_input_embeddings().weight
+    return weight
 
 
 def _stay_put(backbone: nn.Module) -> bool:

@@ -100,6 +100,12 @@ class DecodNERForSpanClassification(
     def init_weights(self) -> None:
         """Does nothing: the backbone initialised or loaded its own weights."""
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Moves or casts the weights; none of them stays behind where they were because a graph reads them."""
+        if self.graphs is not None:
+            self.graphs.release()
+        return super()._apply(fn, recurse)
+
     @property
     def _decoder_config(self) -> Any:
         return self.backbone.config.get_text_config(decoder=True)

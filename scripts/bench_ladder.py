@@ -221,7 +221,9 @@ class Ladder:
             began = time.perf_counter()
             compiled.compile_forest()
             self.compile_s = time.perf_counter() - began
-            rungs.append(self.measure_forest("forest, compiled, CUDA graph", whole, compiled))
+            graphs = compiled.graphs
+            if graphs is not None and self.forest.num_nodes <= graphs.most_nodes:
+                rungs.append(self.measure_forest("forest, compiled, CUDA graph", whole, compiled))
             self.sentence_ms["compiled, CUDA graph"] = self.time_sentence(compiled)
             compiled.graphs = None
             rungs.append(self.measure_forest("forest, compiled", whole, compiled))

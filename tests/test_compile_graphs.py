@@ -39,7 +39,7 @@ class Rerun:
 
 def addresses(inputs):
     buffers = [buffer for layer in inputs.prefix.layers for buffer in layer.calls]
-    flat = [inputs.tokens, inputs.position_ids, *inputs.tables.values()]
+    flat = [inputs.nodes, *inputs.tables.values()]
     tensors = [
         *(held for buffer in buffers for held in (buffer.keys, buffer.values)),
         *(fixed.values for fixed in flat),
@@ -177,10 +177,31 @@ def test_changed_weights_are_seen():
     torch.testing.assert_close(scores(model, *given), 2 * before)
     assert model.graphs.captures == 1
     model.backbone.lm_head.weight = nn.Parameter(model.backbone.lm_head.weight.detach() / 2)
+    torch.testing.assert_close(scores(model, *given), before)  # the graph ran, on the weights of before
+    assert model.graphs.captures == 1
     torch.testing.assert_close(scores(model, *given), before)
     assert model.graphs.captures == 2
-    assert scores(model.bfloat16(), *given).dtype == torch.bfloat16
+    model.bfloat16()
+    assert not model.graphs._weights  # nothing stays behind
+    assert scores(model, *given).dtype == torch.bfloat16
     assert model.graphs.captures == 3
+
+
+@pytest.mark.usefixtures("graphs_on_cpu")
+def test_no_graph_runs_over_an_embedding_that_has_grown(monkeypatch):
+    model = graphed(model_of("llama"))
+    rows = model.backbone.config.vocab_size
+    small, grown = (rows_forest(torch.arange(first, first + 9).reshape(3, 3), 6) for first in (0, rows))
+    cache = model.encode_prefix(torch.arange(6))
+    model.score_forest(small, SYMBOLS, cache)
+    assert model.graphs.captures == 1
+    model.backbone.resize_token_embeddings(rows + 9, mean_resizing=False)
+    monkeypatch.setattr(Rerun, "replay", lambda _: pytest.fail("the graph of the smaller embedding ran"))
+    monkeypatch.setattr(SpanPassGraphs, "_is_worth", lambda graphs, _: bool(graphs._graphs))
+    cache = model.encode_prefix(torch.arange(6))
+    found = model.score_forest(grown, SYMBOLS, cache)
+    model.graphs = None
+    torch.testing.assert_close(found, model.score_forest(grown, SYMBOLS, cache))
 
 
 @pytest.mark.usefixtures("graphs_on_cpu")
