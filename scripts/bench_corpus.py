@@ -174,7 +174,9 @@ class Bench:
         began = time.perf_counter()
         runs = self.runs(documents)
         encoding = time.perf_counter() - began
-        scoring = self.clock(lambda: [collect(part) for part in [self._launch(run) for run in runs]], 1, True)
+        scoring = self.clock(
+            lambda: [collect(part) for part in [self._launch(run) for run in runs]], self.options.repeats, True
+        )
         settings = self.pipe.settings_for({})
         scored = [(run, self.pipe.collect(run, self.pipe.launch(run))) for run in runs]
         began = time.perf_counter()
@@ -281,7 +283,7 @@ def main() -> None:
     parser.add_argument("--long-words", type=int, help="1400, tiny: 120")
     parser.add_argument("--token-budget", type=int, help="nodes a pass; the library's default if left out")
     parser.add_argument("--compile", action="store_true", help="compile the layers first")
-    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=3, help="runs, behind a first one; their median counts")
     options = read_flags(parser)
     tiny = options.preset == "tiny"
     options.sentences = options.sentences or (64 if tiny else 3453)
