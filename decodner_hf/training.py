@@ -93,9 +93,12 @@ def run_train(options: argparse.Namespace) -> int:
         say(f"going on from {checkpoint or f'the start: {options.output} holds no checkpoint'}")
     trainer.train(resume_from_checkpoint=checkpoint)
     say(f"the loop waited for rows {100 * trainer.wait_share:.1f}% of the time")
-    metrics = trainer.evaluate() if plan.dev else {}
-    if trainer.is_world_process_zero():
-        save(options, plan, trainer, metrics)
+    metrics: dict[str, float] = {}
+    try:
+        metrics = trainer.evaluate() if plan.dev else {}
+    finally:  # what was trained is kept, even where a dev document cannot be scored
+        if trainer.is_world_process_zero():
+            save(options, plan, trainer, metrics)
     say(json.dumps({"output": str(options.output), "steps": trainer.state.global_step} | metrics))
     if trainer.state.global_step < trainer.state.max_steps:
         say(f"--max-seconds stopped it before step {trainer.state.max_steps:,}; --resume goes on")

@@ -610,6 +610,13 @@ def test_the_command_trains_on_the_examples_that_windows_hold(files, capsys):
     assert "17 examples, 21 gold spans, 95.24% of them candidates; 1 examples with 1 gold" in capsys.readouterr().out
 
 
+def test_a_dev_document_that_no_window_holds_costs_the_metrics_and_not_the_model(files):
+    (files / "dev.jsonl").write_text(json.dumps({"tokens": ["x" * 2000], "entities": [[0, 1, "PER"]]}) + "\n")
+    with pytest.raises(ValueError, match="window"):
+        run_command(files, "--max-steps", "1", "--evaluate-epochs", "0", "--dev", str(files / "dev.jsonl"))
+    pipeline("decodner-ner", model=str(files / "out"))("Ana")
+
+
 def test_labels_of_dev_examples_that_are_not_asked_for_are_refused_before_training(files):
     (files / "dev.jsonl").write_text(json.dumps({"text": "Ana", "entities": [[0, 3, "person"]]}) + "\n")
     with pytest.raises(ValueError, match=r"--dev has labels \['person'\] that are not asked for; .*PER"):
