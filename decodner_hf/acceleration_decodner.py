@@ -59,7 +59,7 @@ class CompileMethods:
         self._score_rows(WARM_UP_PREFIX, *WARM_UP_SPANS)
         on_gpu = input_device(self.backbone).type == "cuda"
         weights = sum(weight.numel() for layer in decoder_layers(self.backbone) for weight in layer.parameters())
-        cuda_graph_nodes = min(cuda_graph_nodes, int(GRAPH_WORK / weights))
+        cuda_graph_nodes = min(cuda_graph_nodes, int(GRAPH_WORK / max(weights, 1)))  # quantized ones may be buffers
         if on_gpu and cuda_graph_nodes and never_waits(lambda: self._score_rows(WARM_UP_PREFIX, *WARM_UP_SPANS)):
             self.graphs = SpanPassGraphs(self.backbone, cuda_graph_nodes)
             self._warm_up_graphs(min(self.graphs.most_nodes, self.node_limit or self.graphs.most_nodes))

@@ -5,11 +5,18 @@ import pytest
 import torch
 from architectures import tiny_config, tiny_model
 from bench_forest import random_document
+from torch import nn
 from torch._dynamo.testing import CompileCounter
 from torch._dynamo.utils import counters
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from decodner_hf import DecodNERForSpanClassification, SpanPaths, attention_decodner, build_forest
+from decodner_hf import (
+    DecodNERForSpanClassification,
+    SpanPaths,
+    acceleration_decodner,
+    attention_decodner,
+    build_forest,
+)
 from decodner_hf.tiles_decodner import TILE_COLUMNS
 
 pytest.importorskip("triton", minversion="3.6", reason="the kernel's operator needs Triton")
@@ -141,6 +148,14 @@ def test_inference_mode_compiles_nothing_more():
         cache = model.encode_prefix(torch.arange(20))
         model.forward_spans(torch.arange(6).reshape(3, 2), None, cache)
     assert counter.frame_count == 1
+
+
+@pytest.mark.usefixtures("kernel_on_cpu")
+def test_layers_whose_weights_are_buffers_compile(monkeypatch):
+    model = model_of("llama")
+    monkeypatch.setattr(acceleration_decodner, "decoder_layers", lambda _: [nn.Identity()])
+    model.compile_forest(backend="eager")
+    assert scores(model, 20, SIZES[0]).isfinite().all()
 
 
 @pytest.mark.usefixtures("kernel_on_cpu")
