@@ -33,6 +33,10 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 FIXED_ARGUMENTS = {"per_device_train_batch_size": 1, "remove_unused_columns": False}
 
 
+class UnscoredError(ValueError):
+    """Dev examples that cannot be scored; every process raises it, whichever of them met the example."""
+
+
 class SpanTrainer(Trainer):
     """Trains a `DecodNERForSpanClassification` on `PackedRows`.
 
@@ -156,15 +160,27 @@ class SpanTrainer(Trainer):
         """Exact-span precision, recall and F1 on labelled examples, by the pipeline with the model's own settings.
 
         Every rank takes its share of the examples.
+
+        Raises:
+            UnscoredError: an example that cannot be scored, or no memory for it.
+            ValueError: no examples.
         """
         examples = self.dev if eval_dataset is None else list(eval_dataset)
         if not examples:
             raise ValueError("there are no dev examples: pass dev=... to the trainer, or examples to evaluate.")
         rank, ranks = self.args.process_index, self.args.world_size
         share = examples[len(examples) * rank // ranks : len(examples) * (rank + 1) // ranks]
-        counts = torch.tensor(self._span_counts(share), device=self.args.device)
-        counts = self.accelerator.reduce(counts, "sum")
-        scores = dict(zip(("precision", "recall", "f1"), precision_recall_f1(*counts.tolist()).tolist(), strict=True))
+        counts, failure = [0, 0, 0], None
+        try:
+            counts = self._span_counts(share)
+        except (ValueError, torch.OutOfMemoryError) as error:  # the other ranks wait for this one's counts
+            failure = error
+        told = torch.tensor([*counts, int(failure is not None)], device=self.args.device)
+        *counts, failures = self.accelerator.reduce(told, "sum").tolist()
+        if failures:
+            reason = failure or f"{failures} other process(es) met some that they could not score"
+            raise UnscoredError(f"--dev: {reason}") from failure
+        scores = dict(zip(("precision", "recall", "f1"), precision_recall_f1(*counts).tolist(), strict=True))
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

@@ -22,7 +22,7 @@ from .muon import Muon
 from .pipeline_arguments import check_model_folder
 from .prompting_decodner import PromptTemplate
 from .publishing_decodner import write_tokenizer
-from .trainer import SpanTrainer
+from .trainer import SpanTrainer, UnscoredError
 from .training_arguments import add_train_arguments
 from .training_card import TrainingRecord, write_training_card
 from .training_documents import EncodedSources, encode_sources
@@ -91,19 +91,36 @@ def run_train(options: argparse.Namespace) -> int:
     checkpoint = _last_checkpoint(options) if options.resume else None
     if options.resume:
         say(f"going on from {checkpoint or f'the start: {options.output} holds no checkpoint'}")
-    trainer.train(resume_from_checkpoint=checkpoint)
-    say(f"the loop waited for rows {100 * trainer.wait_share:.1f}% of the time")
-    metrics: dict[str, float] = {}
-    try:
-        metrics = trainer.evaluate() if plan.dev else {}
-    finally:  # what was trained is kept, even where a dev document cannot be scored
-        if trainer.is_world_process_zero():
-            save(options, plan, trainer, metrics)
+    metrics = train_and_save(options, plan, trainer, checkpoint, say)
     say(json.dumps({"output": str(options.output), "steps": trainer.state.global_step} | metrics))
     if trainer.state.global_step < trainer.state.max_steps:
         say(f"--max-seconds stopped it before step {trainer.state.max_steps:,}; --resume goes on")
         return UNFINISHED
     return OK
+
+
+def train_and_save(
+    options: argparse.Namespace, plan: TrainingPlan, trainer: SpanTrainer, checkpoint: str | None, say: Say
+) -> dict[str, float]:
+    """Trains, scores and saves the model; returns its metrics on the dev set, none without one.
+
+    Raises:
+        UnscoredError: a dev example that cannot be scored; what was trained until then is saved.
+    """
+    metrics: dict[str, float] = {}
+    unscored: UnscoredError | None = None
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+        say(f"the loop waited for rows {100 * trainer.wait_share:.1f}% of the time")
+        metrics = trainer.evaluate() if plan.dev else {}
+    except UnscoredError as error:
+        unscored = error
+    if trainer.is_world_process_zero():
+        save(options, plan, trainer, metrics)
+    if unscored is not None:
+        trainer.accelerator.wait_for_everyone()  # a launcher ends the others, who may be saving, with the first
+        raise unscored
+    return metrics
 
 
 def make_rows(

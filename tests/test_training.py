@@ -610,10 +610,11 @@ def test_the_command_trains_on_the_examples_that_windows_hold(files, capsys):
     assert "17 examples, 21 gold spans, 95.24% of them candidates; 1 examples with 1 gold" in capsys.readouterr().out
 
 
-def test_a_dev_document_that_no_window_holds_costs_the_metrics_and_not_the_model(files):
+@pytest.mark.parametrize("every", ["0", "1"], ids=["behind_training", "while_training"])
+def test_a_dev_document_that_no_window_holds_costs_the_metrics_and_not_the_model(files, every):
     (files / "dev.jsonl").write_text(json.dumps({"tokens": ["x" * 2000], "entities": [[0, 1, "PER"]]}) + "\n")
     with pytest.raises(ValueError, match="window"):
-        run_command(files, "--max-steps", "1", "--evaluate-epochs", "0", "--dev", str(files / "dev.jsonl"))
+        run_command(files, "--max-steps", "1", "--evaluate-epochs", every, "--dev", str(files / "dev.jsonl"))
     pipeline("decodner-ner", model=str(files / "out"))("Ana")
 
 

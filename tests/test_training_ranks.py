@@ -25,8 +25,8 @@ class StopThere(TrainerCallback):
         control.should_save = control.should_training_stop = state.global_step == STEPS
 
 
-def run_two_ranks(folder, *arguments, **by_rank):
-    """Runs `decodner train` in two processes, with what torchrun tells them; returns what each printed."""
+def run_two_ranks(folder, *arguments, code=3, **by_rank):
+    """Runs `decodner train` in two processes, with what torchrun tells them; returns what each printed, and where."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         shared = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
@@ -35,7 +35,7 @@ def run_two_ranks(folder, *arguments, **by_rank):
     command = [sys.executable, "-m", "decodner_hf.cli", "train", *map(str, paths), *RECIPE, *arguments]
     ranks = [
         subprocess.Popen(
-            [*command, *by_rank[f"rank_{rank}"]],
+            [*command, *by_rank.get(f"rank_{rank}", [])],
             env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
@@ -46,8 +46,8 @@ def run_two_ranks(folder, *arguments, **by_rank):
     finally:
         for rank in ranks:
             rank.kill()
-    assert [rank.returncode for rank in ranks] == [3, 3], said
-    return [out for out, _ in said]
+    assert [rank.returncode for rank in ranks] == [code, code], said
+    return said
 
 
 def logged(folder, name):
@@ -57,7 +57,7 @@ def logged(folder, name):
 
 def test_two_ranks_stop_together_and_train_as_one_process_that_takes_both_rows(files, monkeypatch):  # noqa: F811
     late = {"rank_0": ["--max-seconds", "100000"], "rank_1": ["--max-seconds", "0.001"]}
-    first, second = run_two_ranks(files, "--log-steps", "1", **late)
+    (first, _), (second, _) = run_two_ranks(files, "--log-steps", "1", **late)
     assert json.loads(first.splitlines()[-2])["steps"] == STEPS
     assert '"output"' not in second
 
@@ -72,3 +72,14 @@ def test_two_ranks_stop_together_and_train_as_one_process_that_takes_both_rows(f
         moved = (one[name] - start[name]).norm()
         assert moved > 0
         assert (weights - one[name]).norm() < 1e-3 * moved, name
+
+
+def test_a_dev_document_that_one_rank_cannot_score_ends_both_once_the_model_is_saved(files):  # noqa: F811
+    rows = [{"tokens": ["x" * length], "entities": [[0, 1, "PER"]]} for length in (3, 2000)]
+    (files / "dev.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (_, first), (_, second) = run_two_ranks(
+        files, "--max-steps", "1", "--evaluate-epochs", "0", "--dev", str(files / "dev.jsonl"), code=1
+    )
+    assert "1 other process(es)" in first
+    assert "a window has room for" in second
+    assert (files / "two" / "model.safetensors").is_file()
