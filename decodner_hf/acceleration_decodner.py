@@ -43,7 +43,8 @@ class CompileMethods:
         4,096 prefix tokens run as CUDA graphs, where the decoder allows it: the second pass of each size (a multiple
         of 64 to 512 nodes) is captured and takes a few times as long, later ones cost the host next to nothing. Larger
         passes, which keep the device busy longer than the host needs to launch them, run without: beyond 3,500 nodes
-        with 7 billion weights in the layers, 25,000 with one. See `SpanPassGraphs` for the memory that graphs hold.
+        with 7 billion weights in the layers, all experts counted, 25,000 with one. See `SpanPassGraphs` for the memory
+        that graphs hold, and `WeightsWatch` for what changes of the model they notice.
         Hooks of the decoder's modules do not run where a graph is replayed; under autocast none is.
         Results stay within the dtype's rounding. A model that is moved or cast afterwards runs uncompiled.
 
@@ -53,8 +54,10 @@ class CompileMethods:
 
         Raises:
             ValueError: no GPU or no Triton, a model whose attention the fused kernel does not serve, or one that is
-                compiled already or spread over devices.
+                compiled already or spread over devices; fewer than 0 nodes.
         """
+        if cuda_graph_nodes < 0:
+            raise ValueError(f"cuda_graph_nodes must be at least 0, for no CUDA graphs, not {cuda_graph_nodes}.")
         compile_layers(self.backbone, **options)
         self._score_rows(WARM_UP_PREFIX, *WARM_UP_SPANS)
         on_gpu = input_device(self.backbone).type == "cuda"

@@ -20,7 +20,8 @@ def adapted_layers(model: nn.Module) -> list[Any]:
 class WeightsWatch:
     """Compares a model's modules and parameters with what they were.
 
-    What is written through `parameter.data` into the same memory leaves no trace that could be noticed.
+    What is written through `parameter.data` into the same memory leaves no trace that could be noticed. Buffers and
+    plain attributes (a layer's scaling, say) are not looked at: decoders may write theirs in every pass.
 
     Attributes:
         in_place: whether a change of values in the same memory counts too.

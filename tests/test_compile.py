@@ -158,6 +158,11 @@ def test_layers_whose_weights_are_buffers_compile(monkeypatch):
     assert scores(model, 20, SIZES[0]).isfinite().all()
 
 
+def test_fewer_than_no_nodes_are_refused():
+    with pytest.raises(ValueError, match=r"cuda_graph_nodes must be at least 0.*not -5"):
+        model_of("llama").compile_forest(cuda_graph_nodes=-5)
+
+
 @pytest.mark.usefixtures("kernel_on_cpu")
 def test_compiling_twice_is_refused():
     model = model_of("llama")
