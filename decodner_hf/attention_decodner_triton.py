@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 
 from .kernel_decodner_triton import forest_attention_kernel, merge_splits_kernel
-from .tiles_decodner import KernelTiles, TileShape
+from .tiles_decodner import KernelTiles, TileShape, count_query_tiles
 
 try:
     from triton.tools.tensor_descriptor import TensorDescriptor
@@ -177,7 +177,7 @@ def _forest_attention_operator(
     if tma:
         rows = [setting.block_n] * 2 + [setting.block_p] * 4
         sources = [_descriptor(tensor, block) for tensor, block in zip(sources, rows, strict=True)]
-    programs = -(-num_nodes * (heads // kv_heads) // setting.block_m) * kv_heads
+    programs = count_query_tiles(num_nodes, heads // kv_heads, setting.block_m) * kv_heads
     splits = 1 if windowed else _splits(programs, prefix_length, setting.resident, query.device)
     kept = splits if splits > 1 else 0
     parts = query.new_empty(kept, num_nodes, heads, value_size, dtype=torch.float32)

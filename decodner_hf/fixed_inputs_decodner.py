@@ -107,8 +107,10 @@ class FixedInputs:
         assert plan.cache is not None
         if not self._copy_prefix(plan.cache):
             return None
-        token, row = np.zeros(size.nodes - nodes, np.int64), np.zeros(size.rows - rows.shape[0], np.int64)
-        self.nodes.write([position_ids, token_ids.numpy(), token, rows.numpy(), row], self._slot)
+        unused_nodes, unused_rows = (
+            np.zeros(count, np.int64) for count in (size.nodes - nodes, size.rows - rows.shape[0])
+        )
+        self.nodes.write([position_ids, token_ids.numpy(), unused_nodes, rows.numpy(), unused_rows], self._slot)
         return padded
 
     def fill_tables(self, plan: ForestPlan, window: LayerWindow, shape: TileShape) -> bool:

@@ -83,9 +83,14 @@ def is_windowed(window: Any) -> bool:
     return window.sliding is not None or window.chunk is not None
 
 
+def count_query_tiles(nodes: int, group: int, block_m: int) -> int:
+    """T: tiles of `block_m` rows that hold `group` rows a node."""
+    return -(-nodes * group // block_m)
+
+
 def most_table_entries(nodes: int, shape: TileShape) -> int:
     """Entries of the tables of that many nodes before the key starts, at most."""
-    return -(-nodes * shape.group // shape.block_m) * TILE_COLUMNS + 3 * nodes
+    return count_query_tiles(nodes, shape.group, shape.block_m) * TILE_COLUMNS + 3 * nodes
 
 
 def tile_arrays(
@@ -105,7 +110,8 @@ def tile_arrays(
         shape: the kernel's tile sizes.
     """
     positions, ends = position_ids.astype(np.int32), subtree_end.astype(np.int32, copy=False)
-    bounds = np.arange(-(-len(ends) * shape.group // shape.block_m) + 1, dtype=np.int32) * shape.block_m
+    tiles = count_query_tiles(len(ends), shape.group, shape.block_m)
+    bounds = np.arange(tiles + 1, dtype=np.int32) * shape.block_m
     first, last = bounds[:-1] // shape.group, np.minimum((bounds[1:] - 1) // shape.group, len(ends) - 1)
     nodes: list[IntArray] = [ends]
     least: IntArray = np.zeros_like(first)
@@ -118,14 +124,14 @@ def tile_arrays(
     partial_of, partial_starts, full_of, full_starts = _key_tiles(
         positions, ends, rows, prefix_length, shape, is_windowed(window)
     )
-    partials, fulls = (np.bincount(tiles_of, minlength=len(first)) for tiles_of in (partial_of, full_of))
+    partials, fulls = (np.bincount(tile_of, minlength=tiles) for tile_of in (partial_of, full_of))
     prefix_tiles = prefix_length // shape.block_p
     prefix_first = np.minimum(least // shape.block_p, prefix_tiles)
     prefix_unmasked = np.minimum(-(-most // shape.block_p), prefix_tiles)
     work = partials * shape.block_n + (fulls + prefix_tiles - prefix_first) * shape.block_p
     order = np.argsort(-work, kind="stable")
     behind_partial, behind_full = np.cumsum(partials), len(partial_starts) + np.cumsum(fulls)
-    table = np.empty((len(first), TILE_COLUMNS), np.int32)
+    table = np.empty((tiles, TILE_COLUMNS), np.int32)
     table[:, 0] = order
     table[:, 1], table[:, 2] = (behind_partial - partials)[order], behind_partial[order]
     table[:, 3], table[:, 4] = (behind_full - fulls)[order], behind_full[order]

@@ -17,7 +17,7 @@ from decodner_hf import (
     attention_decodner,
     build_forest,
 )
-from decodner_hf.tiles_decodner import TILE_COLUMNS
+from decodner_hf.tiles_decodner import TILE_COLUMNS, count_query_tiles
 
 pytest.importorskip("triton", minversion="3.6", reason="the kernel's operator needs Triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
@@ -34,7 +34,7 @@ def dense_attention(query, key, value, prefix_key, prefix_value, tables, windowe
     assert softcap is None
     assert sinks is None
     num_nodes, group = query.shape[2], query.shape[1] // key.shape[1]
-    held, before = int(tables[7]), -(-num_nodes * group // config[0]) * TILE_COLUMNS
+    held, before = int(tables[7]), count_query_tiles(num_nodes, group, config[0]) * TILE_COLUMNS
     nodes = tables[before:].long().split(num_nodes)
     ends, positions, lowest = nodes[:3] if windowed else (nodes[0], torch.zeros(()), torch.zeros(num_nodes))
     row = torch.arange(num_nodes)
