@@ -36,8 +36,8 @@ def _end(codes: list[int]) -> None:
 
 
 def main() -> int:
-    """Runs the command line of `decodner_hf.cli`."""
-    from decodner_hf.cli import main as run
+    """Runs the command line of `decodner_cli.main`."""
+    from decodner_cli.main import main as run
 
     return run()
 

@@ -8,15 +8,15 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING or "decodner_command" not in sys.modules:
-    from .cache_decodner import DualBufferCache
-    from .configuration_decodner import DecodNERConfig
-    from .decoding_decodner import Entity, get_entity_scores
-    from .forest_decodner import SpanPaths, TokenForest, build_forest
-    from .modeling_decodner import DecodNERForSpanClassification, SpanClassifierOutput, UniversalDecoder
-    from .pipeline_decodner import DecodNERPipeline
-    from .prompting_decodner import PromptTemplate, get_label_token_ids
+    from .core.cache import DualBufferCache
+    from .core.configuration import DecodNERConfig
+    from .core.decoding import Entity, get_entity_scores
+    from .core.forest import SpanPaths, TokenForest, build_forest
+    from .core.modeling import DecodNERForSpanClassification, SpanClassifierOutput, UniversalDecoder
+    from .core.pipeline import DecodNERPipeline
+    from .core.prompting import PromptTemplate, get_label_token_ids
+    from .core.tokenization import tokenize_spans
     from .registration import register
-    from .tokenization_decodner import tokenize_spans
 
     register()
 

@@ -9,11 +9,11 @@ from collections.abc import Iterator, Mapping
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForTokenClassification
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .configuration_decodner import DecodNERConfig
-from .default import default_model
-from .modeling_decodner import DecodNERForSpanClassification
-from .pipeline_decodner import DecodNERPipeline
-from .publishing_decodner import TASK
+from .core.configuration import DecodNERConfig
+from .core.hub import TASK
+from .core.modeling import DecodNERForSpanClassification
+from .core.pipeline import DecodNERPipeline
+from .default_model import default_model
 
 
 class PackagedModel(Mapping[str, tuple[str, str]]):

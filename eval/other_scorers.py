@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from decodner_hf.span_metrics import SpanTable
+from decodner_hf.evaluation.span_metrics import SpanTable
 
 PARTIAL_SCHEMES = ("strict", "exact", "partial", "ent_type")
 

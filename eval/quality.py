@@ -22,14 +22,14 @@ from robustness import NAMES, variants
 from run_eval import load_pipeline
 from zero_shot import CROSSNER, SETS, label_phrases
 
+from decodner_cli.pipeline_arguments import DTYPES
 from decodner_hf import DecodNERPipeline
-from decodner_hf.evaluation import Decoder, score_examples
-from decodner_hf.examples import Example, labels_of, load_examples
-from decodner_hf.label_maps import LabelMap
-from decodner_hf.markdown import markdown_table
-from decodner_hf.passages import Context
-from decodner_hf.pipeline_arguments import DTYPES
-from decodner_hf.span_metrics import span_scores
+from decodner_hf.data.document_context import Context
+from decodner_hf.data.examples import Example, labels_of, load_examples
+from decodner_hf.data.label_maps import LabelMap
+from decodner_hf.evaluation.labelled_scoring import Decoder, score_examples
+from decodner_hf.evaluation.markdown import markdown_table
+from decodner_hf.evaluation.span_metrics import span_scores
 
 OK, FAILED = 0, 1
 TABLES = ("unseen", "seen", "robustness")

@@ -11,8 +11,8 @@ from itertools import permutations
 
 import numpy as np
 
-from decodner_hf.examples import Example, recased
-from decodner_hf.passages import Context, passages_of
+from decodner_hf.data.document_context import Context, passages_of
+from decodner_hf.data.examples import Example, recased
 
 NAMES = {"person": ("people", "human", "individual"), "organization": ("company or institution", "institution"),
          "location": ("place", "geographic location")}  # fmt: skip

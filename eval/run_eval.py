@@ -22,17 +22,17 @@ from tqdm import tqdm
 from transformers import pipeline
 from zero_shot import SETS, SPLIT, label_phrases
 
+from decodner_cli.pipeline_arguments import DTYPES, check_model_folder
+from decodner_cli.training_arguments import add_context_arguments
 from decodner_hf import DecodNERPipeline
-from decodner_hf.calibration import FITTED, calibrate, reliability
-from decodner_hf.configuration_decodner import FLAT_SELECTIONS, OVERLAPS
-from decodner_hf.evaluation import Decoder, score_examples
-from decodner_hf.example_rows import SPLIT_NAMES
-from decodner_hf.examples import Example, labels_of, load_examples
-from decodner_hf.label_maps import LabelMap
-from decodner_hf.pipeline_arguments import DTYPES, check_model_folder
-from decodner_hf.span_metrics import confusion, span_scores
-from decodner_hf.training_arguments import add_context_arguments
-from decodner_hf.training_options import context_of
+from decodner_hf.core.configuration import FLAT_SELECTIONS, OVERLAPS
+from decodner_hf.data.example_rows import SPLIT_NAMES
+from decodner_hf.data.examples import Example, labels_of, load_examples
+from decodner_hf.data.label_maps import LabelMap
+from decodner_hf.evaluation.calibration import FITTED, calibrate, reliability
+from decodner_hf.evaluation.labelled_scoring import Decoder, score_examples
+from decodner_hf.evaluation.span_metrics import confusion, span_scores
+from decodner_hf.training.options import context_of
 
 OK, FAILED = 0, 1
 AGREEMENT = 1e-9  # of our figures with seqeval's

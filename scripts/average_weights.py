@@ -18,11 +18,11 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoTokenizer
 
+from decodner_cli.pipeline_arguments import check_model_folder
 from decodner_hf import DecodNERConfig, DecodNERForSpanClassification, PromptTemplate
-from decodner_hf.calibration import uncalibrated
-from decodner_hf.pipeline_arguments import check_model_folder
-from decodner_hf.tokenization_decodner import check_tokenizer
-from decodner_hf.weights_decodner import adapted_layers
+from decodner_hf.core.tokenization import check_tokenizer
+from decodner_hf.core.weights import adapted_layers
+from decodner_hf.evaluation.calibration import uncalibrated
 
 OK, FAILED = 0, 1
 SHARED = ("entity_labels", "label_descriptions", "prompt")

@@ -16,7 +16,7 @@ from architectures import Exactness, measure_exactness, tiny_config, tiny_model
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from decodner_hf.guard_decodner import native_class
+from decodner_hf.core.compatibility import native_class
 
 MOST_PARAMETERS = 40_000_000  # what is larger in its smallest known shape is not run
 TOLERANCE = 2e-5  # of the largest logit, at least 1

@@ -16,7 +16,7 @@ from PIL import Image, ImageColor, ImageDraw, ImageFont
 from transformers import pipeline
 from transformers.utils import logging
 
-from decodner_hf.default import default_model
+from decodner_hf.default_model import default_model
 
 TEXTS = (
     "Apple was founded by Steve Jobs in Cupertino.",

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from decodner_hf import cli
+from decodner_cli import main as cli
 
 README = Path(__file__).parents[1] / "README.md"
 EXAMPLE = re.compile(r"```(?P<kind>python|bash)\n(?P<code>[^`]*)```\s*```text\n(?P<shown>[^`]*)```")

@@ -14,11 +14,13 @@ from safetensors import safe_open
 from transformers import pipeline
 
 import decodner_hf
-from decodner_hf import DecodNERForSpanClassification, cli, default
-from decodner_hf.evaluation import evaluate
-from decodner_hf.examples import labels_of, load_examples
+from decodner_cli import main as cli
+from decodner_hf import DecodNERForSpanClassification
+from decodner_hf import default_model as default
+from decodner_hf.data.examples import labels_of, load_examples
+from decodner_hf.evaluation.labelled_scoring import evaluate
 
-SENTENCES = Path(__file__).with_name("default_sentences.jsonl")
+SENTENCES = Path(__file__).parent / "support" / "default_sentences.jsonl"
 SHOWN = "Apple was founded by Steve Jobs in Cupertino."
 GOLDEN = [("organization", "Apple", 0, 5), ("person", "Steve Jobs", 21, 31), ("location", "Cupertino", 35, 44)]
 DEFAULT_LABELS = {"person", "organization", "location", "date", "nationality"}  # and others
@@ -112,7 +114,7 @@ def test_the_folder_holds_what_is_needed_and_nothing_of_the_machine_it_was_made_
 
 
 def test_an_installation_without_it_says_so_when_it_is_asked_for(monkeypatch, capsys):
-    monkeypatch.setattr(default, "FOLDER", "nowhere")
+    monkeypatch.setattr(default, "__file__", "nowhere/__init__.py")
     with pytest.raises(FileNotFoundError, match="this installation has no default model"):
         pipeline("decodner-ner")
     monkeypatch.delenv("DECODNER_MODEL", raising=False)

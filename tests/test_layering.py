@@ -1,75 +1,84 @@
+"""The import direction of the folders, and what travels with a checkpoint."""
+
 import ast
 import re
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "decodner_hf"
-FILES = sorted(PACKAGE.glob("*.py"))
-SHIPPED = [file for file in FILES if file.stem.endswith("_decodner") or "_decodner_" in file.stem]
-TEXT = ("prompting", "tokenization", "spans", "words", "candidates", "pages", "decoding", "selection")
-ABOVE = ("scoring", "requests", "results", "streaming", "pipeline")
-# Everything else at and below modeling must not know strings.
-ENGINE = {file.stem.split("_decodner")[0] for file in SHIPPED} - {*TEXT, *ABOVE, "configuration"}
-ORDER = (
-    *("configuration", "cache", "forest", "plans", "attention", "guard", "head", "checkpoints", "modeling", "scoring"),
-    *("streaming", "pipeline"),
-)
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "decodner_hf"
+CORE = sorted(file for file in (PACKAGE / "core").glob("*.py") if file.name != "__init__.py")
+FILES = sorted([*PACKAGE.rglob("*.py"), *(ROOT / "decodner_cli").rglob("*.py")])
+BELOW = {  # what each folder may import besides itself
+    "core": set(),
+    "default_model": set(),
+    "data": {"core"},
+    "evaluation": {"core", "data"},
+    "training": {"core", "data", "evaluation"},
+    "corpus": {"core"},
+    "serving": {"core", "corpus"},
+}
+TEXT = {"prompting", "tokenization", "spans", "words", "candidates", "span_tokens", "decoding", "selection"}
+ABOVE = {"scoring", "requests", "results", "streaming", "pipeline", "remote"}
+# Everything else of core must not know strings.
+ENGINE = {file.stem for file in CORE} - TEXT - ABOVE - {"configuration"}
 
 
-def imports(file):
-    """Names of the package's own modules that `file` imports, and how many dots the import has."""
+def imported(file):
+    """Dotted names of the project's modules that `file` imports."""
+    package = ".".join(file.relative_to(ROOT).parent.parts).split(".")
     found = []
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").startswith("decodner_hf")):
-            found.append((node.level, node.module))
+        if isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            found.append(".".join([*base, *([node.module] if node.module else [])]))
         elif isinstance(node, ast.Import):
-            found += [(0, alias.name) for alias in node.names if alias.name.startswith("decodner_hf")]
-    return found
+            found += [alias.name for alias in node.names]
+    return [name for name in found if name.split(".")[0] in ("decodner_hf", "decodner_cli")]
 
 
-def stage(module):
-    return module.split("_decodner")[0]
+def name_of(file):
+    return "/".join(file.relative_to(ROOT).with_suffix("").parts)
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", FILES, ids=name_of)
 def test_no_file_keeps_ambient_state(file):
     tree = ast.parse(file.read_text(encoding="utf-8"))
     assert not [node.lineno for node in ast.walk(tree) if isinstance(node, ast.Global)]
 
 
-@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
-def test_shipped_files_import_flat_neighbours_only(file):
-    for level, module in imports(file):
-        assert level == 1, f"{file.name}: absolute import of {module}"
-        assert module in {shipped.stem for shipped in SHIPPED}, f"{file.name} imports {module}, which is not shipped"
+@pytest.mark.parametrize("folder", BELOW)
+def test_folders_import_what_lies_below_them_only(folder):
+    for file in (PACKAGE / folder).glob("*.py"):
+        for module in imported(file):
+            top, *rest = module.split(".")
+            assert top == "decodner_hf", f"{name_of(file)} imports {module}"
+            assert rest, f"{name_of(file)} imports the whole package"
+            assert rest[0] in BELOW[folder] | {folder}, f"{name_of(file)} imports {module}"
 
 
-@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", CORE, ids=lambda file: file.stem)
+def test_core_is_flat_and_imports_relative_neighbours_only(file):
+    """transformers finds the files of a checkpoint's code by a regular expression over lines of this form."""
+    source = file.read_text(encoding="utf-8")
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            assert (node.level, node.module in {other.stem for other in CORE}) == (1, True), ast.unparse(node)
+    assert not re.findall(r"^\s*(?:import|from) decodner_", source, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("file", CORE, ids=lambda file: file.stem)
 def test_the_engine_knows_no_text_and_text_stages_no_model(file):
-    known = {stage(module) for _, module in imports(file)}
-    if stage(file.stem) in ENGINE:
-        assert not known & {*TEXT, *ABOVE}
-    if stage(file.stem) in TEXT:
-        assert not known & ({*ENGINE, *ABOVE} - {"forest"})
-
-
-@pytest.mark.parametrize("name", ORDER)
-def test_imports_point_down(name):
-    above = {f"{other}_decodner" for other in ORDER[ORDER.index(name) + 1 :]}
-    known = {module for _, module in imports(PACKAGE / f"{name}_decodner.py")}
-    assert not known & above
-
-
-def test_the_map_names_every_file_and_no_other():
-    text = (PACKAGE.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    cells = re.findall(r"^\| (`.*?) \|", text, flags=re.MULTILINE)
-    named = [name for cell in cells for name in re.findall(r"`(\w+\.py)`", cell)]
-    assert sorted(named) == [file.name for file in FILES]
+    known = {module.split(".")[-1] for module in imported(file)}
+    if file.stem in ENGINE:
+        assert not known & (TEXT | ABOVE)
+    if file.stem in TEXT:
+        assert not known & ((ENGINE | ABOVE) - {"forest"})
 
 
 def test_stages_do_not_import_in_circles():
-    graph = {file.stem: {module for _, module in imports(file)} for file in SHIPPED}
+    graph = {file.stem: {module.split(".")[-1] for module in imported(file)} for file in CORE}
     done: set[str] = set()
     while len(done) < len(graph):
         ready = {name for name, needed in graph.items() if name not in done and needed <= done}

@@ -1,7 +1,8 @@
 """`evaluate.load("./eval/span_f1")`: exact span F1 as a metric of the `evaluate` library; works offline.
 
-In: per example the predicted and the gold spans. Out: what `decodner_hf.span_metrics.span_scores` returns, which is
-where the counting is done: this file only fits it to the library.
+In: per example the predicted and the gold spans. Out: what
+`decodner_hf.evaluation.span_metrics.span_scores` returns, which is where the counting is done:
+this file only fits it to the library.
 """
 
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import datasets
 import evaluate
 
-from decodner_hf.span_metrics import SpanTable, span_scores
+from decodner_hf.evaluation.span_metrics import SpanTable, span_scores
 
 DESCRIPTION = """\
 Precision, recall and F1 of exact spans (start, end and label equal): micro, macro and per label, with counts and, if \

@@ -1,0 +1,1 @@
+"""The engine: everything that travels with a checkpoint, from text to entities."""

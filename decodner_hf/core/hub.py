@@ -1,0 +1,107 @@
+"""What goes with a saved model: its code, its tokenizer, its card; and the way to the Hub.
+
+In: a model's configuration or a tokenizer, and a directory. Out: files in it.
+Knows nothing of weights, tensors or text to annotate.
+"""
+
+import copy
+import re
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, ModelCardData
+from transformers import PreTrainedTokenizerBase
+
+from .configuration import DecodNERConfig
+
+CODE_FOLDER = "decodner"  # one sub-folder, flat inside, is what transformers' loader can follow
+ENTRY_MODULE = f"{CODE_FOLDER}/remote"  # one entry file: two would load every module twice
+TASK = "decodner-ner"
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")  # what a model card may call a base model; never a local path
+AUTO_CLASSES = ("AutoModel", "AutoModelForCausalLM", "AutoModelForTokenClassification")
+
+
+def name_code(config: DecodNERConfig) -> None:
+    """Lets `config` name the classes of the code that `copy_code` puts beside it."""
+    model = f"{ENTRY_MODULE}.DecodNERForSpanClassification"
+    config.auto_map = {"AutoConfig": f"{ENTRY_MODULE}.DecodNERConfig", **dict.fromkeys(AUTO_CLASSES, model)}
+    pipeline = {"impl": f"{ENTRY_MODULE}.DecodNERPipeline", "pt": ["AutoModelForCausalLM"], "type": "text"}
+    config.custom_pipelines = {TASK: pipeline}
+
+
+def copy_code(directory: str) -> None:
+    """Copies `core`, which imports nothing outside itself, into the checkpoint's code folder."""
+    target = Path(directory) / CODE_FOLDER
+    target.mkdir(parents=True, exist_ok=True)
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        if source.name != "__init__.py":
+            shutil.copyfile(source, target / source.name)
+
+
+def write_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: str) -> None:
+    """Saves the tokenizer, with its end token as pad token where it has none; the one passed is not changed."""
+    if tokenizer.pad_token is None and tokenizer.eos_token is not None:
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.save_pretrained(directory)
+
+
+def write_model_card(config: DecodNERConfig, directory: str) -> None:
+    """Writes README.md with the Hub's metadata and how to use the model, unless there is one already."""
+    path = Path(directory) / "README.md"
+    if path.exists():
+        return
+    base = config.name_or_path if HUB_ID.fullmatch(config.name_or_path or "") else None
+    metadata = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="token-classification",
+        base_model=base,
+        tags=["decodner", "named-entity-recognition", "span-scoring"],
+    )
+    labels = config.labels
+    asked = "" if labels else ', candidate_labels=["person", "company"]'
+    lines = [
+        f"---\n{metadata.to_yaml()}\n---\n",
+        "# Named entity recognition by span scoring\n",
+        f"A {config.text_config.model_type} decoder that reads a prompt and a document once and then scores every "
+        f"span of up to {config.max_span_words} words.\n",
+        "```python",
+        "import decodner_hf",
+        "from transformers import pipeline\n",
+        f'ner = pipeline("{TASK}", model="<this repository>"{asked})',
+        'print(ner("Apple was founded by Steve Jobs in Cupertino."))',
+        "```\n",
+        "Without the package `decodner_hf`, a repository that carries its code loads with `trust_remote_code=True`.\n",
+    ]
+    if labels:
+        lines += ["## Labels\n", *(f"- {name}{f': {text}' if text else ''}" for name, text in labels.items()), ""]
+    path.write_text("\n".join(lines), encoding="utf-8")
+
+
+def upload(
+    save: Callable[[str], Any],
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    commit_message: str = "Upload model",
+    commit_description: str | None = None,
+) -> Any:
+    """Lets `save` fill a directory and uploads it to the repository `repo_id`, made if need be; returns the commit."""
+    api = HfApi(token=token)
+    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    with tempfile.TemporaryDirectory() as directory:
+        save(directory)
+        return api.upload_folder(
+            repo_id=repo_id,
+            folder_path=directory,
+            revision=revision,
+            create_pr=create_pr,
+            commit_message=commit_message,
+            commit_description=commit_description,
+        )

@@ -1,0 +1,241 @@
+"""The prompt around a span, and the single tokens that stand for labels in it.
+
+In: labels and a fast tokenizer. Out: token ids of the prompt's parts, and `LabelSymbols`.
+The prompt is a prefix that every document shares (instruction and entity types), a chain per document
+(`document_head`, the text, `document_tail`), a span, and an answer cue where one is set.
+Knows nothing of candidate spans, forests or models.
+"""
+
+import string
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+
+from .configuration import PROMPT_DEFAULTS, DecodNERConfig, normalize_labels
+from .tokenization import check_texts, check_tokenizer, continuation_ids, opening_ids
+
+IntArray = NDArray[np.int64]
+CUE_ANCHORS = ("a", ":", "0", "\n")  # a span mostly ends in a letter
+CHAT_MARK = "DECODNER"  # stands for the user's message while a chat template is rendered
+
+
+class TooManyLabelsError(ValueError):
+    """More labels than a tokenizer has symbols for; `available` labels can be served by one prompt."""
+
+    def __init__(self, num_labels: int, available: int) -> None:
+        """Names both numbers."""
+        super().__init__(
+            f"{num_labels} labels were given, but this tokenizer has single-token symbols for {available} only: "
+            "score them in shards (see shard_labels)."
+        )
+        self.available = available
+
+
+@dataclass(frozen=True)
+class LabelSymbols:
+    """The single tokens that stand for L labels and the none label; index 0 is the none label, then prompt order.
+
+    Attributes:
+        symbols: L + 1 strings, as the prompt names them.
+        token_ids: int64 [L + 1], all different: each symbol's token as it stands behind a span.
+    """
+
+    symbols: tuple[str, ...]
+    token_ids: IntArray
+
+
+@dataclass(frozen=True)
+class PromptTemplate:
+    """The parts of the prompt; each may be replaced, and an empty part leaves nothing behind.
+
+    Attributes:
+        instruction: first line of the prompt.
+        types_header: stands before the list of entity types.
+        text_header: stands before the document.
+        span_header: stands before the span.
+        answer_cue: follows the span, before the label symbol that the model gives.
+        none_label: what a span without a label is.
+        chat_template: whether the prompt is the user's turn in the tokenizer's chat template.
+    """
+
+    instruction: str = str(PROMPT_DEFAULTS["instruction"])
+    types_header: str = str(PROMPT_DEFAULTS["types_header"])
+    text_header: str = str(PROMPT_DEFAULTS["text_header"])
+    span_header: str = str(PROMPT_DEFAULTS["span_header"])
+    answer_cue: str = str(PROMPT_DEFAULTS["answer_cue"])
+    none_label: str = str(PROMPT_DEFAULTS["none_label"])
+    chat_template: bool = bool(PROMPT_DEFAULTS["chat_template"])
+
+    @classmethod
+    def from_config(cls, config: DecodNERConfig) -> "PromptTemplate":
+        """The template that a model was saved with."""
+        return cls(**config.prompt)
+
+    @property
+    def document_head(self) -> str:
+        """What stands between the prefix and the document."""
+        return f"{self.text_header} " if self.text_header else ""
+
+    @property
+    def document_tail(self) -> str:
+        """What stands between the document and a span, which brings its own space."""
+        return f"\n{self.span_header}"
+
+    def prefix_text(self, labels: Mapping[str, str | None], symbols: LabelSymbols) -> str:
+        """The instruction and the entity types, up to and with the blank line before the document.
+
+        Args:
+            labels: label name -> description or None, in prompt order.
+            symbols: the labels' symbols.
+
+        Raises:
+            ValueError: labels that are not valid, that hold the none label, or that are not as many as the symbols.
+        """
+        named = normalize_labels(labels)
+        if self.none_label in named:
+            raise ValueError(f"{self.none_label!r} is the none label: no entity type may have its name.")
+        if len(symbols.symbols) != len(named) + 1:
+            raise ValueError(
+                f"{len(named)} labels and the none label need {len(named) + 1} symbols, not {len(symbols.symbols)}: "
+                f"call choose_symbols(tokenizer, {len(named)})."
+            )
+        items = [
+            f"{symbol}. {name} ({description})" if description else f"{symbol}. {name}"
+            for symbol, (name, description) in zip(symbols.symbols[1:], named.items(), strict=True)
+        ]
+        types = " ".join([self.types_header, *items, f"{symbols.symbols[0]}. {self.none_label}"])
+        return "\n".join(line for line in (self.instruction, types.lstrip()) if line) + "\n\n"
+
+    def encode_prefix(
+        self, tokenizer: PreTrainedTokenizerBase, labels: Mapping[str, str | None], symbols: LabelSymbols
+    ) -> IntArray:
+        """Token ids, int64 [P], of the prefix that all documents share.
+
+        It opens with what the tokenizer puts before a text (a beginning token, say) or, with `chat_template`, with
+        what the chat template puts before the user's message.
+
+        Raises:
+            ValueError: as `prefix_text`, or a chat template that is missing or does not render the message once.
+        """
+        text = self.prefix_text(labels, symbols)
+        if self.chat_template:
+            return opening_ids(tokenizer, self._chat_frame(tokenizer)[0] + text, special_tokens=False)
+        return opening_ids(tokenizer, text)
+
+    def encode_cue(self, tokenizer: PreTrainedTokenizerBase) -> IntArray:
+        """Token ids, int64 [n], that follow every span before the model gives a label symbol; often none.
+
+        With `chat_template` they close the user's turn and open the assistant's, and the answer cue comes behind.
+
+        Raises:
+            ValueError: as `encode_prefix`.
+        """
+        closing = self._chat_frame(tokenizer)[1] if self.chat_template else ""
+        return continuation_ids(tokenizer, [closing + self.answer_cue], CUE_ANCHORS)[0]
+
+    def _chat_frame(self, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
+        """What the chat template puts before and behind the user's message."""
+        check_tokenizer(tokenizer)
+        if not tokenizer.chat_template:
+            raise ValueError(
+                "the prompt asks for a chat template, but the tokenizer has none: "
+                "set tokenizer.chat_template, or chat_template=False in the prompt."
+            )
+        message = [{"role": "user", "content": CHAT_MARK}]
+        rendered: Any = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+        before, *behind = str(rendered).split(CHAT_MARK)
+        if len(behind) != 1:
+            raise ValueError(f"the chat template renders the user's message {len(behind)} times; once is needed.")
+        return before, behind[0]
+
+
+def choose_symbols(tokenizer: PreTrainedTokenizerBase, num_labels: int) -> LabelSymbols:
+    """Chooses symbols for the none label and `num_labels` labels, each one token and no two the same.
+
+    The numbers 0 .. num_labels where each is one token; else the digits, the letters A-Z and a-z and then other
+    readable strings of the vocabulary. Always the same for the same tokenizer.
+
+    Raises:
+        TooManyLabelsError: more labels than the tokenizer has symbols for.
+        ValueError: a tokenizer that is not fast, or no label.
+    """
+    check_tokenizer(tokenizer)
+    if isinstance(num_labels, bool) or not isinstance(num_labels, int) or num_labels < 1:
+        raise ValueError(f"num_labels must be at least 1, not {num_labels!r}.")
+    numbers = [str(number) for number in range(num_labels + 1)]
+    chosen = _single_tokens(tokenizer, numbers)
+    if len(chosen) <= num_labels:
+        chosen = {}
+        for symbols in _symbol_pool(tokenizer):
+            taken = set(chosen.values())
+            chosen |= {text: token for text, token in _single_tokens(tokenizer, symbols).items() if token not in taken}
+            if len(chosen) > num_labels:
+                break
+    if len(chosen) <= num_labels:
+        raise TooManyLabelsError(num_labels, max(len(chosen) - 1, 0))
+    symbols = list(chosen)[: num_labels + 1]
+    return LabelSymbols(tuple(symbols), np.array([chosen[symbol] for symbol in symbols], np.int64))
+
+
+def shard_labels(labels: Mapping[str, str | None], max_labels: int) -> list[dict[str, str | None]]:
+    """Cuts labels into as few shards as possible of at most `max_labels` each, in order and of like size."""
+    if isinstance(max_labels, bool) or not isinstance(max_labels, int) or max_labels < 1:
+        raise ValueError(f"a shard must hold at least 1 label, not {max_labels!r}.")
+    items = list(normalize_labels(labels).items())
+    count = -(-len(items) // max_labels)
+    bounds = [len(items) * shard // count for shard in range(count + 1)]
+    return [dict(items[start:end]) for start, end in pairwise(bounds)]
+
+
+def get_label_token_ids(labels: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Token id of each label, as it stands in the middle of a prompt.
+
+    Raises:
+        ValueError: naming each label that is not exactly one token, with its tokens, and labels that share a token.
+    """
+    check_texts(labels, "labels")
+    if not labels:
+        raise ValueError("no labels were given: pass at least one.")
+    tokens = [ids.tolist() for ids in continuation_ids(tokenizer, labels)]
+    faults = [
+        f"{label!r} is {len(ids)} tokens {tokenizer.convert_ids_to_tokens(ids)}"
+        for label, ids in zip(labels, tokens, strict=True)
+        if len(ids) != 1
+    ]
+    sharing: dict[int, list[str]] = {}
+    for label, ids in zip(labels, tokens, strict=True):
+        if len(ids) == 1:
+            sharing.setdefault(ids[0], []).append(label)
+    faults += [f"{names} share the token {token}" for token, names in sharing.items() if len(names) > 1]
+    if faults:
+        raise ValueError(f"each label must be one token of its own: {'; '.join(faults)}. Use digits or letters.")
+    return [ids[0] for ids in tokens]
+
+
+def _single_tokens(tokenizer: PreTrainedTokenizerBase, symbols: Sequence[str]) -> dict[str, int]:
+    """Those of `symbols` that are one known token each, and their tokens; the first of those that share a token."""
+    found: dict[int, str] = {}
+    for symbol, ids in zip(symbols, continuation_ids(tokenizer, symbols), strict=True):
+        if len(ids) == 1 and int(ids[0]) != tokenizer.unk_token_id:
+            found.setdefault(int(ids[0]), symbol)
+    return {symbol: token for token, symbol in found.items()}
+
+
+def _symbol_pool(tokenizer: PreTrainedTokenizerBase) -> Iterator[list[str]]:
+    """Possible symbols, the most readable first, in lists so that the vocabulary is only searched where it must be."""
+    yield [*string.digits, *string.ascii_uppercase, *string.ascii_lowercase]
+    backend: Any = tokenizer.backend_tokenizer
+    vocabulary = backend.get_vocab(with_added_tokens=False)
+    plain = sorted(
+        (text for text in vocabulary if len(text) > 1 and text.isascii() and text.isalnum()),
+        key=lambda text: (not text.isdigit(), len(text), text),
+    )
+    for start in range(0, len(plain), 1024):
+        yield plain[start : start + 1024]
+    others = [[token] for text, token in vocabulary.items() if not (text.isascii() and text.isalnum())]
+    yield sorted({text for text in backend.decode_batch(others) if text.isalnum()}, key=lambda text: (len(text), text))

@@ -1,0 +1,7 @@
+"""The single entry file of checkpoints that carry their code; config.json names its classes."""
+
+from .configuration import DecodNERConfig
+from .modeling import DecodNERForSpanClassification
+from .pipeline import DecodNERPipeline
+
+__all__ = ["DecodNERConfig", "DecodNERForSpanClassification", "DecodNERPipeline"]

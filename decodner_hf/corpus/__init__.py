@@ -1,0 +1,1 @@
+"""Annotating files, restartable at any moment."""

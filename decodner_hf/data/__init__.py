@@ -1,0 +1,1 @@
+"""Labelled data: readers, label maps, tag schemes, document context, decontamination."""

@@ -1,0 +1,155 @@
+"""Reads sentences with what stands around them in their document.
+
+In: labelled examples that know their document, and a `Context`. Out: `Passage`s, each read at once, and which parts of
+them are the sentences whose entities are looked for. The task stays that of the sentences.
+Knows nothing of tokenizers, candidate spans or models.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..core.words import split_words
+from .examples import Example, word_starts
+
+IntArray = NDArray[np.int64]
+
+CONTEXTS = ("document", "preceding")
+
+
+@dataclass(frozen=True)
+class Context:
+    """What of its document a sentence is read with.
+
+    Attributes:
+        kind: "document" joins the sentences of a document to passages of up to `words` words, which are read at once;
+            "preceding" reads every sentence by itself, behind the `words` words before it.
+        words: see `kind`; at least 1.
+    """
+
+    kind: Literal["document", "preceding"]
+    words: int
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        if self.kind not in CONTEXTS:
+            raise ValueError(f"the context must be one of {', '.join(CONTEXTS)}, not {self.kind!r}.")
+        if isinstance(self.words, bool) or not isinstance(self.words, int) or self.words < 1:
+            raise ValueError(f"the words of a context must be at least 1, not {self.words!r}.")
+
+
+@dataclass(frozen=True)
+class Passage:
+    """Consecutive sentences of one document, read at once.
+
+    Attributes:
+        example: their joined words or texts; its entities are its members', moved.
+        members: index of each sentence whose entities are looked for, in the list of examples.
+        starts: where each member begins in the joined content, in words or characters as the content is.
+        character_bounds: (start, end) of each member in the joined text, half-open; candidates lie within one.
+    """
+
+    example: Example
+    members: tuple[int, ...]
+    starts: tuple[int, ...]
+    character_bounds: tuple[tuple[int, int], ...]
+
+    @property
+    def is_one(self) -> bool:
+        """Whether it is a single sentence and nothing else."""
+        return self.character_bounds == ((0, len(self.example.text)),)
+
+    def member_of(self, start: IntArray) -> IntArray:
+        """[S]: the member, counted from 0, that begins at or last before each character; -1 before the first."""
+        starts = np.array(self.character_bounds, np.int64)[:, 0]
+        return np.searchsorted(starts, start, side="right") - 1
+
+    def within_members(self, start: IntArray, end: IntArray) -> NDArray[np.bool_]:
+        """[S]: whether each span of characters, half-open, lies within one member."""
+        member, ends = self.member_of(start), np.array(self.character_bounds, np.int64)[:, 1]
+        inside: NDArray[np.bool_] = (member >= 0) & (end <= ends[member])
+        return inside
+
+
+def passages_of(examples: Sequence[Example], context: Context | None = None) -> list[Passage]:
+    """The passages in which examples are read; every example is a member of exactly one, in order.
+
+    Without a context each is read alone, as are those without a document. With "document", a document of more words
+    is cut between sentences into passages of about equal size, and a longer sentence is a passage by itself.
+
+    Raises:
+        ValueError: a document of both texts and word lists.
+    """
+    passages = []
+    for _, group in groupby(enumerate(examples), lambda item: item[1].document or item[0]):
+        members = list(group)
+        if context is not None and len({type(example.content) for _, example in members}) > 1:
+            raise ValueError(f"document {members[0][1].document!r} mixes texts and word lists.")
+        if context is None:
+            passages += [_joined([member]) for member in members]
+        elif context.kind == "preceding":
+            passages += _behind_others(members, context.words)
+        else:
+            sizes = [_num_words(example) for _, example in members]
+            passages += [_joined(members[run.start : run.stop]) for run in _cut(sizes, context.words)]
+    return passages
+
+
+def _behind_others(members: Sequence[tuple[int, Example]], num_words: int) -> Iterator[Passage]:
+    """Each member behind the last `num_words` words of those before it."""
+    before: str | list[str] = members[0][1].content[:0]
+    for index, example in members:
+        if isinstance(example.content, list):
+            content: Any = [*before, *example.content]
+            shift, characters = len(before), sum(map(len, before)) + len(before)
+            before = content[-num_words:]
+        else:
+            content = f"{before} {example.content}" if before else example.content
+            shift = characters = len(content) - len(example.content)
+            starts, _ = split_words(content)
+            before = content[starts[-num_words] :] if len(starts) > num_words else content
+        entities = tuple((start + shift, end + shift, label) for start, end, label in example.entities)
+        joined = replace(example, content=content, entities=entities)
+        yield Passage(joined, (index,), (shift,), ((characters, len(joined.text)),))
+
+
+def _num_words(example: Example) -> int:
+    return len(example.content) if isinstance(example.content, list) else len(split_words(example.content)[0])
+
+
+def _cut(sizes: Sequence[int], max_words: int) -> Iterator[range]:
+    """Runs of items of at most `max_words` together (or a single larger one), of about equal size."""
+    goal = sum(sizes) / max(1, -(-sum(sizes) // max_words))
+    start, filled = 0, 0
+    for index, size in enumerate(sizes):
+        if index > start and (filled + size > max_words or filled + size / 2 > goal):
+            yield range(start, index)
+            start, filled = index, 0
+        filled += size
+    if start < len(sizes):
+        yield range(start, len(sizes))
+
+
+def _joined(members: Sequence[tuple[int, Example]]) -> Passage:
+    parts = [example for _, example in members]
+    characters = word_starts([part.text for part in parts])
+    words = [0]
+    for part in parts:
+        words.append(words[-1] + len(part.content))
+    in_words = isinstance(parts[0].content, list)
+    starts = words[:-1] if in_words else characters
+    content: str | list[str] = " ".join(part.text for part in parts)
+    if in_words:
+        content = [word for part in parts for word in part.content]
+    entities = tuple(
+        (start + shift, end + shift, label)
+        for part, shift in zip(parts, starts, strict=True)
+        for start, end, label in part.entities
+    )
+    example = Example(content, entities, parts[0].document, any(part.partial for part in parts))
+    bounds = tuple((start, start + len(part.text)) for part, start in zip(parts, characters, strict=True))
+    return Passage(example, tuple(index for index, _ in members), tuple(starts), bounds)

@@ -1,0 +1,22 @@
+"""Locates the model that comes with the package.
+
+In: nothing. Out: its folder, of the same form as any saved model.
+Knows nothing of what is in it; imports nothing heavy.
+"""
+
+from pathlib import Path
+
+
+def default_model() -> Path:
+    """Returns the folder of the model that comes with the package.
+
+    Raises:
+        FileNotFoundError: an installation without it.
+    """
+    folder = Path(__file__).parent
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(
+            f"this installation has no default model: there is no {folder / 'config.json'}. "
+            "Install decodner-hf again from a complete wheel or checkout, or name a model (--model, model=...)."
+        )
+    return folder

@@ -1,0 +1,1 @@
+"""Scoring labelled data: exact-span metrics and calibration."""

@@ -1,0 +1,293 @@
+"""Scores labelled examples with a pipeline, once, and decodes them as often as wished.
+
+In: a `DecodNERPipeline` and a list of `Example`. Out: `ScoredExamples`, and with a `Decoder` predictions and figures.
+Candidates, scores and decoding are the product's own; what this file adds is the gold side and document context.
+Knows nothing of files, tables or pictures.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..core.decoding import label_scores
+from ..core.pipeline import DecodNERPipeline
+from ..core.requests import Settings
+from ..core.results import Prepared
+from ..core.selection import select_spans
+from ..data.document_context import Context, Passage, passages_of
+from ..data.examples import Example, labels_of
+from .span_metrics import SpanTable, found, row_numbers, span_scores
+
+IntArray = NDArray[np.int64]
+FloatArray = NDArray[np.float64]
+
+PASSAGES_AT_ONCE = 64  # encoded together
+COVERAGE_KINDS = ("candidate", "wider_than_limit", "off_word_bounds", "without_token")
+
+
+@dataclass(frozen=True)
+class ScoredExamples:
+    """The candidate spans of B examples with their label logits, and the gold spans.
+
+    Attributes:
+        labels: the labels that were asked for.
+        start: int64 [S], first character of each candidate in its example's text; candidates in order of examples.
+        end: int64 [S], half-open.
+        label_logits: [S, L + 1], the none label's first.
+        cu_spans: int64 [B + 1], where each example's candidates start.
+        gold: the gold spans, in characters.
+        documents: int64 [B], the number of each example's document; examples without one are one each.
+        coverage: how many gold spans are a "candidate" and, of the others, are "wider_than_limit", "off_word_bounds"
+            or "without_token".
+        seconds: time taken to encode and score.
+    """
+
+    labels: tuple[str, ...]
+    start: IntArray
+    end: IntArray
+    label_logits: NDArray[Any]
+    cu_spans: IntArray
+    gold: SpanTable
+    documents: IntArray
+    coverage: dict[str, int]
+    seconds: float
+
+    @property
+    def num_examples(self) -> int:
+        """Number of examples (B)."""
+        return len(self.cu_spans) - 1
+
+    @property
+    def example(self) -> IntArray:
+        """[S]: each candidate's example."""
+        return np.repeat(np.arange(self.num_examples), np.diff(self.cu_spans))
+
+    def is_gold(self) -> NDArray[np.bool_]:
+        """[S, L]: which labels each candidate has in the gold annotation."""
+        spans = np.stack([self.example, self.start, self.end], axis=1)
+        numbers = row_numbers(np.concatenate([spans, self.gold.rows[:, :3]]))
+        candidates, gold = numbers[: len(spans)], numbers[len(spans) :]
+        order = np.argsort(candidates)
+        place = np.minimum(np.searchsorted(candidates[order], gold), max(len(spans) - 1, 0))
+        table = np.zeros((len(spans), len(self.labels)), np.bool_)
+        if len(spans):
+            same = candidates[order[place]] == gold
+            table[order[place[same]], self.gold.label[same]] = True
+        return table
+
+    def gold_label(self) -> IntArray:
+        """[S]: each candidate's gold label as a column of `label_logits`; 0 for none, the first of several."""
+        table = self.is_gold()
+        return np.where(table.any(axis=1), table.argmax(axis=1) + 1, 0)
+
+    def select(self, kept: NDArray[np.bool_]) -> "ScoredExamples":
+        """The candidates of a mask [S]; gold spans and coverage stay."""
+        counts = np.bincount(self.example[kept], minlength=self.num_examples)
+        return replace(
+            self,
+            start=self.start[kept],
+            end=self.end[kept],
+            label_logits=self.label_logits[kept],
+            cu_spans=np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)]),
+        )
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """How scores become entities; see `DecodNERConfig` for the meaning of each choice."""
+
+    thresholds: tuple[float, ...]
+    temperature: float = 1.0
+    overlap: str = "flat"
+    flat_selection: str = "greedy"
+    multi_label: bool = False
+
+    @classmethod
+    def of(cls, pipe: DecodNERPipeline, labels: Sequence[str], **choices: Any) -> "Decoder":
+        """The pipeline's own decoder for these labels; `choices` are keyword arguments of a call to it."""
+        settings = pipe.settings_for(choices)
+        thresholds = tuple(pipe.thresholds_for(labels, settings))
+        ways = (settings.overlap, settings.flat_selection, settings.multi_label)
+        return cls(thresholds, pipe.model.config.temperature, *ways)
+
+    def scores(self, scored: ScoredExamples) -> FloatArray:
+        """The scores [S, L + 1] of every candidate's labels."""
+        return label_scores(scored.label_logits, self.temperature, self.multi_label)
+
+    def select(self, scored: ScoredExamples, scores: FloatArray) -> tuple[IntArray, IntArray]:
+        """The selected candidates and their labels, [K] each, of the `scores` that this decoder gives."""
+        span, label, _ = select_spans(
+            scored.start,
+            scored.end,
+            scores,
+            self.thresholds,
+            self.overlap,
+            self.flat_selection,
+            self.multi_label,
+            cu_spans=scored.cu_spans,
+        )
+        return span, label
+
+    def decode(self, scored: ScoredExamples) -> SpanTable:
+        """Selects the entities of every example."""
+        span, label = self.select(scored, self.scores(scored))
+        return SpanTable.of(scored.example[span], scored.start[span], scored.end[span], label, scored.num_examples)
+
+
+def evaluate(
+    pipe: DecodNERPipeline, examples: Sequence[Example], *, context: Context | None = None, **choices: Any
+) -> dict[str, Any]:
+    """Returns the figures of `span_scores`, and the coverage, of a pipeline on labelled examples.
+
+    Args:
+        pipe: the pipeline.
+        examples: what to score it on.
+        context: see `score_examples`.
+        **choices: keyword arguments of a call to the pipeline.
+
+    Raises:
+        ValueError: what `score_examples` refuses.
+    """
+    scored = score_examples(pipe, examples, context=context, **choices)
+    predicted = Decoder.of(pipe, scored.labels, **choices).decode(scored)
+    return span_scores(scored.gold, predicted, scored.labels) | {"coverage": scored.coverage}
+
+
+def score_examples(
+    pipe: DecodNERPipeline,
+    examples: Sequence[Example],
+    *,
+    context: Context | None = None,
+    progress: Callable[[int], object] | None = None,
+    **choices: Any,
+) -> ScoredExamples:
+    """Scores every candidate span of every example.
+
+    Args:
+        pipe: the pipeline.
+        examples: B examples. Without candidate_labels the model's own are asked for, or the examples' if it has none.
+        context: what of its document each is read with; candidates stay within sentences. None: every example alone.
+        progress: called with the number of examples done, again and again.
+        **choices: keyword arguments of a call to the pipeline (candidate_labels, max_span_words).
+
+    Raises:
+        ValueError: no examples, partially labelled ones, gold labels that are not asked for, or what the pipeline
+            refuses.
+    """
+    _check(examples)
+    settings = pipe.settings_for(choices)
+    if settings.candidate_labels is None and not pipe.model.config.labels:
+        settings = replace(settings, candidate_labels=labels_of(examples))
+    labels = [name for name, _ in pipe.labels_for(settings.candidate_labels)]
+    strangers = sorted(set(labels_of(examples)) - set(labels))
+    if strangers:
+        raise ValueError(
+            f"the examples have labels {strangers}, but {labels} are asked for: give a label map that says what each "
+            "gold label is called, or name candidate_labels."
+        )
+    gold = SpanTable.from_lists([example.character_entities for example in examples], labels)
+    started = time.perf_counter()
+    passages = passages_of(examples, context)
+    coverage = np.zeros(len(COVERAGE_KINDS), np.int64)
+    columns: list[tuple[IntArray, ...]] = []
+    logits: list[NDArray[Any]] = []
+    for passage, prepared, scores in _scored(pipe, passages, settings):
+        coverage += _coverage(passage.example, prepared, settings.max_span_words)
+        columns += [_columns(passage, window.candidates.start, window.candidates.end) for window in prepared.windows]
+        logits.append(scores)
+        if progress is not None:
+            progress(len(passage.members))
+    owner, start, end = (np.concatenate(parts) for parts in zip(*columns, strict=True))
+    order = np.argsort(owner, kind="stable")
+    return ScoredExamples(
+        labels=tuple(labels),
+        start=start[order],
+        end=end[order],
+        label_logits=np.concatenate(logits)[order],
+        cu_spans=np.searchsorted(owner[order], np.arange(len(examples) + 1)),
+        gold=gold,
+        documents=_documents(examples),
+        coverage=dict(zip(COVERAGE_KINDS, coverage.tolist(), strict=True)),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _check(examples: Sequence[Example]) -> None:
+    if not examples:
+        raise ValueError("there are no examples to score.")
+    partial = sum(example.partial for example in examples)
+    if partial:
+        raise ValueError(
+            f"{partial} of {len(examples)} examples are labelled only in part: what they leave out cannot be called "
+            "wrong, so they cannot be scored."
+        )
+
+
+def _scored(
+    pipe: DecodNERPipeline, passages: Sequence[Passage], settings: Settings
+) -> Iterator[tuple[Passage, Prepared, NDArray[Any]]]:
+    """Each passage with its candidates and their label logits; the next ones are encoded while these are scored."""
+    groups = [passages[start : start + PASSAGES_AT_ONCE] for start in range(0, len(passages), PASSAGES_AT_ONCE)]
+    with ThreadPoolExecutor(1) as worker:
+        coming = worker.submit(_prepare, pipe, groups[0], settings)
+        for number, group in enumerate(groups):
+            prepared = coming.result()
+            if number + 1 < len(groups):
+                coming = worker.submit(_prepare, pipe, groups[number + 1], settings)
+            for run in pipe.scorer.runs([document.num_nodes for document in prepared]):
+                documents = prepared[run.start : run.stop]
+                yield from zip(group[run.start : run.stop], documents, pipe.forward(documents), strict=True)
+
+
+def _prepare(pipe: DecodNERPipeline, passages: Sequence[Passage], settings: Settings) -> list[Prepared]:
+    """Encodes passages; of their candidates those stay that lie within one member."""
+    inputs = [
+        {"text": passage.example.content} if isinstance(passage.example.content, str)
+        else {"words": passage.example.content}
+        for passage in passages
+    ]  # fmt: skip
+    return [
+        prepared if passage.is_one else _within_members(prepared, passage)
+        for passage, prepared in zip(passages, pipe.preprocess(inputs, settings), strict=True)
+    ]
+
+
+def _within_members(prepared: Prepared, passage: Passage) -> Prepared:
+    windows = []
+    for window in prepared.windows:
+        spans = window.candidates
+        windows.append(replace(window, candidates=spans.select(passage.within_members(spans.start, spans.end))))
+    return replace(prepared, windows=windows)
+
+
+def _columns(passage: Passage, start: IntArray, end: IntArray) -> tuple[IntArray, IntArray, IntArray]:
+    """Example, start and end of candidates, counted in their own example."""
+    member = passage.member_of(start)
+    shift = np.array(passage.character_bounds, np.int64)[member, 0]
+    return np.array(passage.members, np.int64)[member], start - shift, end - shift
+
+
+def _coverage(example: Example, prepared: Prepared, max_span_words: int) -> IntArray:
+    """How many gold spans of an example are of each of `COVERAGE_KINDS`."""
+    gold = np.array([entity[:2] for entity in example.character_entities], np.int64).reshape(-1, 2)
+    spans = [np.stack([window.candidates.start, window.candidates.end], axis=1) for window in prepared.windows]
+    covered = found(gold, np.concatenate(spans))
+    word_starts, word_ends = prepared.document.word_starts, prepared.document.word_ends
+    first, last = np.searchsorted(word_starts, gold[:, 0]), np.searchsorted(word_ends, gold[:, 1])
+    on_words = np.isin(gold[:, 0], word_starts) & np.isin(gold[:, 1], word_ends)
+    wide = on_words & (last + 1 - first > max_span_words)
+    kinds = (covered, ~covered & wide, ~covered & ~on_words, ~covered & on_words & ~wide)
+    return np.array([kind.sum() for kind in kinds], np.int64)
+
+
+def _documents(examples: Sequence[Example]) -> IntArray:
+    keys = [
+        (index, "") if example.document is None else (-1, example.document) for index, example in enumerate(examples)
+    ]
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    return np.array([numbers[key] for key in keys], np.int64)

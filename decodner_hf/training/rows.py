@@ -1,0 +1,217 @@
+"""Packs encoded examples and their prompts into rows of one length, which is all that training sees.
+
+In: encoded sources, and the labels or the drawing of labels. Out: `PackedRows`, a map-style data set of every row of
+every epoch: row r is a function of the seed and r alone, so that training can go on anywhere, in any worker.
+Positions, structure and symbols stay numpy arrays: they are needed on the host, and loaders then leave them there.
+Knows nothing of models or devices.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from ..core.forest import TokenForest, build_forest, ramp_of
+from ..core.loss import UNLABELLED
+from ..core.scoring import EncodedPrompt
+from .documents import EncodedSources, TrainingDocument
+from .prompts import OpenPrompter, Questions
+
+IntArray = NDArray[np.int64]
+SPANS_MULTIPLE = 1024  # spans of a row are padded to a multiple of this
+
+HOST = ("position_ids", "subtree_end", "symbol_token_ids")  # numpy arrays, see above
+
+
+@dataclass(frozen=True)
+class RowPlan:
+    """Which examples share a row.
+
+    Attributes:
+        order: int64 [E], document numbers, epoch after epoch.
+        cu_rows: int64 [R + 1], where each row's examples start in `order`.
+        rows_per_epoch: rows of an epoch, rounded up.
+        left_out: documents that are larger than a row.
+    """
+
+    order: IntArray
+    cu_rows: IntArray
+    rows_per_epoch: int
+    left_out: int
+
+
+class PackedRows(Dataset[dict[str, Any]]):
+    """All rows of a training run, in order.
+
+    A row: `input_ids` int64 [1, N], `span_nodes`, `span_prompts` and `labels` int64 [1, S] as tensors, and as numpy
+    arrays `position_ids` int64 [1, N], `subtree_end` int32 [1, N] and `symbol_token_ids` int64 [Q, L].
+    """
+
+    def __init__(
+        self,
+        encoded: EncodedSources,
+        prompt: EncodedPrompt | OpenPrompter,
+        *,
+        row_tokens: int,
+        epochs: int,
+        seed: int = 0,
+        pad_token_id: int = 0,
+        token_noise: float = 0.0,
+    ) -> None:
+        """Draws and packs all epochs.
+
+        Args:
+            encoded: what to train on.
+            prompt: one prompt for all, whose symbols are those of the types in their order, or one that draws them.
+            row_tokens: nodes of a row (N), a multiple of 128 for FlexAttention.
+            epochs: passes over the sources.
+            seed: of every random choice.
+            pad_token_id: token of the padding, whose nodes are roots of their own and carry no span.
+            token_noise: part of the nodes behind the prompts whose token becomes the padding token, drawn for every
+                row anew, so that names cannot be learnt by heart.
+
+        Raises:
+            ValueError: no epoch, noise that is no part, epochs without a document, or rows that none fits into.
+        """
+        if not 0.0 <= token_noise < 1.0:
+            raise ValueError(f"token_noise must be from 0 to below 1, not {token_noise!r}.")
+        if isinstance(epochs, bool) or epochs < 1:
+            raise ValueError(f"epochs must be at least 1, not {epochs!r}.")
+        self.encoded, self.prompt, self.row_tokens = encoded, prompt, row_tokens
+        self.seed, self.pad_token_id, self.token_noise = seed, pad_token_id, token_noise
+        orders = [_epoch_order(encoded, np.random.default_rng([seed, epoch])) for epoch in range(epochs)]
+        order = np.concatenate(orders)
+        if not len(order):
+            raise ValueError(f"repeats of {encoded.repeats} show not one document in an epoch: use greater ones.")
+        sizes = np.fromiter((encoded.documents[index].num_nodes for index in order), np.int64, len(order))
+        room = row_tokens
+        self.questions: Questions | None = None
+        if isinstance(prompt, OpenPrompter):
+            documents = [encoded.documents[index] for index in order]
+            self.questions = prompt.draw(documents, np.random.default_rng([seed, epochs, 1]))
+            sizes = sizes + self.questions.sizes
+        else:
+            room -= len(prompt.prefix_token_ids)
+        fitting = sizes <= room
+        if not fitting.any():
+            raise ValueError(
+                f"a row of {row_tokens} nodes has room for {max(room, 0)} beside the prompt, but the least document "
+                f"takes {sizes.min()}: use longer rows."
+            )
+        self._slots = np.flatnonzero(fitting)
+        left_out = len(np.unique(order[~fitting]))
+        cu_rows = _fill(sizes[fitting], room)
+        self.plan = RowPlan(order, cu_rows, -(-(len(cu_rows) - 1) // epochs), left_out)
+
+    def __len__(self) -> int:
+        """Rows of all epochs (R)."""
+        return len(self.plan.cu_rows) - 1
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Makes a row."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        slots = self._slots[self.plan.cu_rows[index] : self.plan.cu_rows[index + 1]]
+        documents = [self.encoded.documents[number] for number in self.plan.order[slots]]
+        if isinstance(self.prompt, OpenPrompter):
+            return self._open_row(index, self.prompt, slots, documents)
+        prompt = self.prompt
+        forest = build_forest(
+            [document.chain_token_ids for document in documents],
+            [document.paths for document in documents],
+            cue_token_ids=prompt.cue_token_ids.tolist(),
+        ).below(prompt.prefix_token_ids)
+        labels = np.concatenate([document.gold for document in documents])
+        prompts = np.zeros(len(labels), np.int64)
+        spoilt = self._spoilt(index, forest, np.zeros(1, np.int64), np.array([len(prompt.prefix_token_ids)]))
+        return self._padded(forest, spoilt, labels, prompts, prompt.symbol_token_ids[None])
+
+    def _open_row(
+        self, index: int, prompter: OpenPrompter, slots: IntArray, documents: Sequence[TrainingDocument]
+    ) -> dict[str, Any]:
+        """A row in which every example has a prompt of its own above it."""
+        assert self.questions is not None
+        symbols = np.full((len(slots), prompter.most + 1), -1, np.int64)
+        chains, labels, prompts, prompt_lengths = [], [], [], []
+        for number, (slot, document) in enumerate(zip(slots.tolist(), documents, strict=True)):
+            types = self.questions.types[self.questions.cu_types[slot] : self.questions.cu_types[slot + 1]]
+            prompt = prompter.encode(types, np.random.default_rng([self.seed, 2, slot]))
+            chains.append(np.concatenate([prompt.prefix_token_ids, document.chain_token_ids]))
+            prompt_lengths.append(len(prompt.prefix_token_ids))
+            symbols[number, : len(types) + 1] = prompt.symbol_token_ids
+            columns = np.zeros(len(self.encoded.types) + 1, np.int64)
+            columns[document.types + 1] = prompter.columns(types, document.types)
+            labels.append(np.where(document.gold == UNLABELLED, UNLABELLED, columns[np.maximum(document.gold, 0)]))
+            prompts.append(np.full(len(document.gold), number))
+        forest = build_forest(
+            chains, [document.paths for document in documents], cue_token_ids=prompter.cue_token_ids.tolist()
+        )
+        spoilt = self._spoilt(index, forest, forest.cu_nodes.numpy()[:-1], np.array(prompt_lengths))
+        return self._padded(forest, spoilt, np.concatenate(labels), np.concatenate(prompts), symbols)
+
+    def _spoilt(self, index: int, forest: TokenForest, starts: IntArray, lengths: IntArray) -> IntArray:
+        """Nodes that lose their token: some of those outside the prompts, which begin at `starts`."""
+        if not self.token_noise:
+            return np.empty(0, np.int64)
+        lost = np.random.default_rng([self.seed, 3, index]).random(forest.num_nodes) < self.token_noise
+        lost[np.repeat(starts, lengths) + ramp_of(lengths)] = False
+        return np.flatnonzero(lost)
+
+    def _padded(
+        self, forest: TokenForest, spoilt: IntArray, labels: IntArray, prompts: IntArray, symbols: IntArray
+    ) -> dict[str, Any]:
+        """The row's arrays, filled up to its length; a row that came out longer is as long as the next multiple."""
+        nodes = -(-max(forest.num_nodes, self.row_tokens) // self.row_tokens) * self.row_tokens
+        spans = -(-forest.num_spans // SPANS_MULTIPLE) * SPANS_MULTIPLE
+        ids = np.full(nodes, self.pad_token_id, np.int64)
+        positions, ends = np.zeros(nodes, np.int64), np.arange(nodes, dtype=np.int32)
+        ids[: forest.num_nodes] = forest.token_ids.numpy()
+        ids[spoilt] = self.pad_token_id
+        positions[: forest.num_nodes] = forest.position_ids.numpy()
+        ends[: forest.num_nodes] = forest.subtree_end.numpy()
+        by_span = np.zeros((3, spans), np.int64)
+        by_span[2] = UNLABELLED
+        by_span[:, : forest.num_spans] = forest.span_nodes.numpy(), prompts, labels
+        span_nodes, span_prompts, targets = (torch.from_numpy(row)[None] for row in by_span)
+        return {
+            "input_ids": torch.from_numpy(ids)[None],
+            "position_ids": positions[None],
+            "subtree_end": ends[None],
+            "span_nodes": span_nodes,
+            "symbol_token_ids": symbols,
+            "span_prompts": span_prompts,
+            "labels": targets,
+        }
+
+
+def collate_row(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The one row of a batch: what fits a batch is packed into the row already."""
+    if len(rows) != 1:
+        raise ValueError(f"a batch is one packed row, not {len(rows)}: set its size by row_tokens, batch size 1.")
+    return rows[0]
+
+
+def _epoch_order(encoded: EncodedSources, generator: np.random.Generator) -> IntArray:
+    """Document numbers of one epoch: every source as often as it is to be shown, shuffled together."""
+    source = np.fromiter((document.source for document in encoded.documents), np.int64, len(encoded.documents))
+    shown = []
+    for number, repeat in enumerate(encoded.repeats):
+        own = np.flatnonzero(source == number)
+        whole, part = divmod(repeat, 1)
+        shown += [own] * int(whole)
+        shown.append(generator.permutation(own)[: round(part * len(own))])
+    return generator.permutation(np.concatenate(shown))
+
+
+def _fill(sizes: IntArray, room: int) -> IntArray:
+    """int64 [R + 1]: consecutive items, each row as many as fit."""
+    behind = np.cumsum(sizes)
+    bounds = [0]
+    while bounds[-1] < len(sizes):
+        before = behind[bounds[-1] - 1] if bounds[-1] else 0
+        bounds.append(int(np.searchsorted(behind, before + room, side="right")))
+    return np.array(bounds, np.int64)

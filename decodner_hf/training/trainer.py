@@ -1,0 +1,246 @@
+"""The Trainer of transformers for span scoring: packed rows in, checkpoints that the pipeline loads out.
+
+It differs from its base in what a packed row needs: the loss is normalised by gold spans across accumulation and
+ranks, rows come in their planned order, checkpoints are read back by the decoder's own class or not at all, and
+evaluation is the product's pipeline on labelled examples.
+Knows nothing of how rows are made.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from torch.utils.data import Sampler, SequentialSampler
+from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
+
+from ..core.attention import ATTENTION_NAME
+from ..core.compatibility import native_class
+from ..core.hub import TASK
+from ..core.loss import span_loss
+from ..core.modeling import DecodNERForSpanClassification
+from ..core.pipeline import DecodNERPipeline
+from ..data.document_context import Context
+from ..data.examples import Example
+from ..evaluation.labelled_scoring import evaluate as evaluate_spans
+from ..evaluation.span_metrics import precision_recall_f1
+from .rows import HOST, PackedRows, collate_row
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+FIXED_ARGUMENTS = {"per_device_train_batch_size": 1, "remove_unused_columns": False}
+
+
+class UnscoredError(ValueError):
+    """Dev examples that cannot be scored; every process raises it, whichever of them met the example."""
+
+
+class SpanTrainer(Trainer):
+    """Trains a `DecodNERForSpanClassification` on `PackedRows`.
+
+    Each process takes one packed row at a time; several GPUs by `accelerate launch`. All epochs are in the data set,
+    so that `num_train_epochs` is 1 and the state's epoch runs from 0 to 1.
+
+    Args:
+        model: the model; adapters are added before.
+        args: transformers' arguments; batch size 1, `remove_unused_columns=False`.
+        rows: the training rows, or None to evaluate only.
+        tokenizer: saved with every checkpoint.
+        dev: labelled examples for `evaluate`, which reports span F1.
+        dev_labels: labels that dev examples are asked for; the model's own if None.
+        none_weight: weight of the spans that are no entity in the loss.
+        loss_divisor: the summed loss is divided by this and the number of gold spans.
+        context: what of its document a dev example is read with; each is read alone if None.
+        **kwargs: callbacks, optimizers and the like, as for `Trainer`.
+
+    Raises:
+        ValueError: arguments that do not fit packed rows, or several GPUs in one process.
+    """
+
+    control: Any
+
+    def __init__(
+        self,
+        model: DecodNERForSpanClassification,
+        args: TrainingArguments,
+        rows: PackedRows | None,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        dev: Sequence[Example] = (),
+        dev_labels: Sequence[str] | None = None,
+        none_weight: float = 1.0,
+        loss_divisor: float = 4.0,
+        context: Context | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """See the class."""
+        wrong = {name: getattr(args, name) for name, value in FIXED_ARGUMENTS.items() if getattr(args, name) != value}
+        if wrong or args.n_gpu > 1:
+            raise ValueError(
+                f"packed rows need {FIXED_ARGUMENTS} and one GPU a process (accelerate launch), not "
+                f"{wrong or f'{args.n_gpu} GPUs in this one'}: a step is row_tokens x accumulation x processes."
+            )
+        if none_weight < 0 or loss_divisor <= 0:
+            raise ValueError(
+                f"none_weight must be at least 0 and loss_divisor above 0, not {none_weight!r} and {loss_divisor!r}."
+            )
+        self.dev, self.dev_labels, self.context = list(dev), dev_labels, context
+        self.none_weight, self.loss_divisor = none_weight, loss_divisor
+        self._waited, self._began = 0.0, 0.0
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=rows,
+            eval_dataset=list(dev) or None,
+            processing_class=tokenizer,
+            data_collator=collate_row,
+            **kwargs,
+        )
+        self.model_accepts_loss_kwargs = True
+        self.loss_is_scaled_for_ga = True  # `_row_loss` is normalised over the whole accumulated batch
+
+    # ------------------------------------------------------------------ the step
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        """Rows in the order of their plan, which is shuffled already."""
+        return SequentialSampler(self.train_dataset if train_dataset is None else train_dataset)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], torch.Tensor | None]:
+        """The rows of an optimizer step and, over all ranks, the number of gold spans in them; counts the waiting."""
+        asked = time.monotonic()
+        self._began = self._began or asked
+        rows, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._waited += time.monotonic() - asked
+        if not rows:
+            return rows, None
+        gold = torch.stack([(row["labels"] > 0).sum() for row in rows]).sum().to(device)
+        if self.args.world_size > 1:
+            gold = self.accelerator.gather(gold).sum()
+        return rows, gold.clamp(min=1)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """Cross-entropy over the label symbols at every labelled span, summed and normalised by gold spans."""
+        arrays = {name: torch.from_numpy(inputs[name]) for name in HOST}
+        given = {name: value for name, value in inputs.items() if name != "labels"}
+        outputs = model(**(given | arrays))
+        labels = inputs["labels"].reshape(-1)
+        loss = span_loss(outputs.logits, labels, num_items_in_batch, none_weight=self.none_weight) / self.loss_divisor
+        loss = loss * self.accelerator.num_processes  # ranks average their gradients, the sum is meant
+        return (loss, outputs) if return_outputs else loss
+
+    @property
+    def wait_share(self) -> float:
+        """Share of the time since the first step that the loop waited for rows, from 0 to 1."""
+        return self._waited / max(time.monotonic() - self._began, 1e-9) if self._began else 0.0
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Adds the share of time spent waiting for rows."""
+        if "loss" in logs or "train_loss" in logs:
+            logs["wait_share"] = round(self.wait_share, 4)
+        super().log(logs, *args, **kwargs)
+
+    # ------------------------------------------------------------------ evaluation
+
+    def evaluate(
+        self,
+        eval_dataset: Sequence[Example] | None = None,
+        ignore_keys: list[str] | None = None,  # noqa: ARG002
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Exact-span precision, recall and F1 on labelled examples, by the pipeline with the model's own settings.
+
+        Every rank takes its share of the examples.
+
+        Raises:
+            UnscoredError: an example that cannot be scored, or no memory for it.
+            ValueError: no examples.
+        """
+        examples = self.dev if eval_dataset is None else list(eval_dataset)
+        if not examples:
+            raise ValueError("there are no dev examples: pass dev=... to the trainer, or examples to evaluate.")
+        rank, ranks = self.args.process_index, self.args.world_size
+        share = examples[len(examples) * rank // ranks : len(examples) * (rank + 1) // ranks]
+        counts, failure = [0, 0, 0], None
+        try:
+            counts = self._span_counts(share)
+        except (ValueError, torch.OutOfMemoryError) as error:  # the other ranks wait for this one's counts
+            failure = error
+        told = torch.tensor([*counts, int(failure is not None)], device=self.args.device)
+        *counts, failures = self.accelerator.reduce(told, "sum").tolist()
+        if failures:
+            reason = failure or f"{failures} other process(es) met some that they could not score"
+            raise UnscoredError(f"--dev: {reason}") from failure
+        scores = dict(zip(("precision", "recall", "f1"), precision_recall_f1(*counts).tolist(), strict=True))
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _span_counts(self, examples: Sequence[Example]) -> list[int]:
+        """Right, found and gold spans."""
+        if not examples:
+            return [0, 0, 0]
+        model = self.accelerator.unwrap_model(self.model)
+        was_training = model.training
+        pipe = DecodNERPipeline(model=model, tokenizer=self.processing_class, device=model.device, task=TASK)
+        choices = {} if self.dev_labels is None else {"candidate_labels": list(self.dev_labels)}
+        figures = evaluate_spans(pipe, examples, context=self.context, **choices)
+        model.train(was_training)
+        return [figures[name] for name in ("correct", "predicted", "gold")]
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        load_weights(self.model if model is None else model, resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        if self.state.best_model_checkpoint is None:
+            raise ValueError("no best checkpoint is known: evaluate at least once before the end.")
+        load_weights(self.model, self.state.best_model_checkpoint)
+
+
+def load_weights(model: Any, directory: str) -> None:
+    """Loads a checkpoint's weights into `model`: an adapter's, or all by the decoder's own class.
+
+    Raises:
+        ValueError: weights that the checkpoint misses, has too many of, or has in other shapes.
+    """
+    backbone = model.backbone
+    if (Path(directory) / ADAPTER_WEIGHTS).is_file():
+        _load_adapter_weights(backbone, Path(directory) / ADAPTER_WEIGHTS)
+        return
+    loaded, info = native_class(backbone.config).from_pretrained(
+        directory,
+        config=backbone.config,
+        dtype=backbone.dtype,
+        attn_implementation=ATTENTION_NAME,
+        output_loading_info=True,
+    )
+    wrong = {name: sorted(map(str, info[name])) for name in ("missing_keys", "unexpected_keys", "mismatched_keys")}
+    if any(wrong.values()):
+        raise ValueError(f"{directory} does not hold this model's weights: {wrong}.")
+    backbone.load_state_dict(loaded.state_dict(), strict=True)
+
+
+def _load_adapter_weights(backbone: Any, path: Path) -> None:
+    from peft import set_peft_model_state_dict
+
+    (name,) = backbone.active_adapters()
+    weights = {key.removeprefix("base_model.model."): value for key, value in load_file(path).items()}
+    result: Any = set_peft_model_state_dict(backbone, weights, adapter_name=name)
+    missing = [key for key in result.missing_keys if f".{name}." in key]
+    if missing or result.unexpected_keys:
+        raise ValueError(
+            f"{path} does not hold this adapter's weights: missing {missing[:5]}, unexpected "
+            f"{result.unexpected_keys[:5]}."
+        )
