@@ -13,13 +13,14 @@ from silver.taxonomy import TAXONOMY, Taxonomy
 from templates.grammar import Grammar
 from tokenizers_for_tests import byte_level_single_digits
 
-from decodner_cli.training_arguments import SOURCE_KEYS, add_train_arguments
+from decodner_cli.training_arguments import add_train_arguments
 from decodner_hf import PromptTemplate
 from decodner_hf.data.document_context import Context
 from decodner_hf.data.examples import Example
 from decodner_hf.data.label_maps import LabelMap
 from decodner_hf.training.documents import TrainingSource, encode_sources
-from decodner_hf.training.options import read_plan
+from decodner_hf.training.options import SOURCE_KEYS
+from decodner_hf.training.sources import read_plan
 
 RECIPE = Path(silver_mentions.__file__).parent  # scripts/default_model
 MADE_HERE = (
