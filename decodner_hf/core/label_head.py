@@ -6,13 +6,16 @@ A model whose head computes more than `row_logits` does is recognized by `row_he
 Knows nothing of forests or text.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .compatibility import input_device
+from .attention_metadata import ForestPlan
+from .compatibility import input_device, packed_arguments
 
 UNLABELLED = -100  # the gold column of a span that carries no loss
 PROBE_TOKENS = 5
@@ -42,6 +45,19 @@ def inner_decoder(backbone: PreTrainedModel) -> PreTrainedModel:
 def decoder_layers(backbone: PreTrainedModel) -> list[nn.Module]:
     """Returns the decoder's layers in order."""
     return [module for module in inner_decoder(backbone).modules() if isinstance(module, GradientCheckpointingLayer)]
+
+
+def last_hidden_states(
+    backbone: PreTrainedModel,
+    token_ids: torch.Tensor,
+    position_ids: torch.Tensor,
+    plan: ForestPlan,
+    **kwargs: Any,
+) -> torch.Tensor:
+    """Runs a packed pass: tokens [N] and positions [N] on the model's device -> hidden states [N, hidden size]."""
+    packed = packed_arguments(position_ids[None], plan)
+    states: torch.Tensor = inner_decoder(backbone)(input_ids=token_ids[None], **packed, **kwargs).last_hidden_state
+    return states[0]
 
 
 def row_logits(backbone: PreTrainedModel, hidden_states: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
