@@ -283,6 +283,7 @@ def _annotate(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
+    check_model_folder(options.model)
     from decodner_hf.registration import register
     from decodner_hf.training.train import run_train
 

@@ -9,11 +9,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from decodner_hf.training.options import SOURCE_KEYS
+
 WORKERS = min(4, os.cpu_count() or 1)
-SOURCE_KEYS = (
-    *("path", "split", "name", "label_map", "labels", "partial", "repeat", "limit", "licence"),
-    *("case", "where", "context", "context_words"),
-)
 
 
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:

@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from ..core.forest import TokenForest, build_forest, ramp_of
+from ..core.arrays import ramp_of
+from ..core.forest import TokenForest, build_forest
 from ..core.loss import UNLABELLED
 from ..core.scoring import EncodedPrompt
 from .documents import EncodedSources, TrainingDocument
