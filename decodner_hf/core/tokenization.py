@@ -7,8 +7,8 @@ Special tokens that are written out in a text count as such, as everywhere in tr
 Knows nothing of labels, prompts or candidate spans.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import copy
+from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
@@ -31,6 +31,21 @@ def check_tokenizer(tokenizer: Any) -> None:
         "which entities cannot be located. Load it with AutoTokenizer.from_pretrained(..., use_fast=True), or convert "
         "it to a PreTrainedTokenizerFast."
     )
+
+
+def private_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Copies a fast tokenizer, with truncation and padding off, for an object that encodes texts again and again.
+
+    Calls of the original switch both on and off in the Rust tokenizer they share, also from other threads.
+
+    Raises:
+        ValueError: a tokenizer that is not fast.
+    """
+    check_tokenizer(tokenizer)
+    own = copy.deepcopy(tokenizer)
+    own.backend_tokenizer.no_truncation()
+    own.backend_tokenizer.no_padding()
+    return own
 
 
 def check_texts(texts: Sequence[str], what: str) -> None:
@@ -161,26 +176,17 @@ def _encode(
     special_tokens: bool = False,
     with_offsets: bool = True,
 ) -> list[Any]:
-    backend = tokenizer.backend_tokenizer
-    with _whole_texts(backend):
-        encode = backend.encode_batch if with_offsets else backend.encode_batch_fast
-        encodings: list[Any] = encode(list(texts), add_special_tokens=special_tokens)
+    backend = _without_limits(tokenizer.backend_tokenizer)
+    encode = backend.encode_batch if with_offsets else backend.encode_batch_fast
+    encodings: list[Any] = encode(list(texts), add_special_tokens=special_tokens)
     return encodings
 
 
-@contextmanager
-def _whole_texts(backend: Any) -> Iterator[None]:
-    """Suspends truncation and padding that a saved tokenizer may have switched on."""
-    truncation, padding = backend.truncation, backend.padding
-    if truncation is None and padding is None:
-        yield
-        return
+def _without_limits(backend: Any) -> Any:
+    """The Rust tokenizer, or a copy if truncation or padding is on: other threads may be using the original."""
+    if backend.truncation is None and backend.padding is None:
+        return backend
+    backend = copy.deepcopy(backend)
     backend.no_truncation()
     backend.no_padding()
-    try:
-        yield
-    finally:
-        if truncation is not None:
-            backend.enable_truncation(**truncation)
-        if padding is not None:
-            backend.enable_padding(**padding)
+    return backend
