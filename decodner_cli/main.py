@@ -75,7 +75,3 @@ def command_parser() -> argparse.ArgumentParser:
         module.add_arguments(command)
         command.set_defaults(run=module.run, check=module.check, parser=command)
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

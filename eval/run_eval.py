@@ -32,7 +32,7 @@ from decodner_hf.data.label_maps import LabelMap
 from decodner_hf.evaluation.calibration import FITTED, calibrate, reliability
 from decodner_hf.evaluation.labelled_scoring import Decoder, score_examples
 from decodner_hf.evaluation.span_metrics import confusion, span_scores
-from decodner_hf.training.options import context_of
+from decodner_hf.training.sources import context_of
 
 OK, FAILED = 0, 1
 AGREEMENT = 1e-9  # of our figures with seqeval's

@@ -12,13 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+from .arrays import BoolArray, Int32Array
 
 BLOCK = 128  # nodes of a query block and of a key block
 SMALLEST_HEAD = 16
-
-BoolArray = NDArray[np.bool_]
 
 
 def flex_supports(query: torch.Tensor, value: torch.Tensor, prefix: Any, sinks: torch.Tensor | None) -> bool:
@@ -141,7 +140,7 @@ def flex_block_mask(
     )
 
 
-def _meeting_blocks(positions: NDArray[np.int32], ends: NDArray[np.int32], window: Any) -> tuple[BoolArray, BoolArray]:
+def _meeting_blocks(positions: Int32Array, ends: Int32Array, window: Any) -> tuple[BoolArray, BoolArray]:
     """[T, T] each: query block s meets key block t under a mask; and without one, all pairs being visible."""
     count = len(ends) // BLOCK
     index = np.arange(count)
@@ -162,7 +161,7 @@ def _meeting_blocks(positions: NDArray[np.int32], ends: NDArray[np.int32], windo
     return meets & ~full, full
 
 
-def _ordered(dense: BoolArray) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+def _ordered(dense: BoolArray) -> tuple[Int32Array, Int32Array]:
     """[T, T] -> [T] number of blocks in each row, [T, T] their columns in ascending order, then the others."""
     columns = np.argsort(~dense, axis=1, kind="stable")
     return dense.sum(axis=1).astype(np.int32), columns.astype(np.int32)

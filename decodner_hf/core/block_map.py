@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-IntArray = NDArray[np.integer[Any]]
-BoolArray = NDArray[np.bool_]
+from .arrays import IndexArray
+
 PAGE_TILES = 8  # key tiles that are looked at together first, where many may be met
 TILE_COLUMNS = 8  # of a query tile in `KernelTiles.tables`; a row is one aligned 32-byte read
 LAST_POSITION = np.iinfo(np.int32).max
@@ -94,8 +93,8 @@ def most_table_entries(nodes: int, shape: TileShape) -> int:
 
 
 def tile_arrays(
-    position_ids: IntArray, subtree_end: IntArray, prefix_length: int, window: Any, shape: TileShape
-) -> list[IntArray]:
+    position_ids: IndexArray, subtree_end: IndexArray, prefix_length: int, window: Any, shape: TileShape
+) -> list[IndexArray]:
     """Makes the block map: the parts of `KernelTiles.tables`, int32, flat, on the host.
 
     A key tile is met iff one of its nodes is an ancestor of a row's node, or the node itself; it is full iff every row
@@ -113,8 +112,8 @@ def tile_arrays(
     tiles = count_query_tiles(len(ends), shape.group, shape.block_m)
     bounds = np.arange(tiles + 1, dtype=np.int32) * shape.block_m
     first, last = bounds[:-1] // shape.group, np.minimum((bounds[1:] - 1) // shape.group, len(ends) - 1)
-    nodes: list[IntArray] = [ends]
-    least: IntArray = np.zeros_like(first)
+    nodes: list[IndexArray] = [ends]
+    least: IndexArray = np.zeros_like(first)
     most = least
     if is_windowed(window):
         lowest = _lowest_visible(positions, window)
@@ -140,7 +139,7 @@ def tile_arrays(
     return [table.ravel(), *nodes, partial_starts, full_starts]
 
 
-def _lowest_visible(positions: IntArray, window: Any) -> IntArray:
+def _lowest_visible(positions: IndexArray, window: Any) -> IndexArray:
     """[N]: the lowest position that each node's window admits; what is visible there are its ancestors only."""
     lowest = np.zeros_like(positions)
     if window.sliding is not None:
@@ -150,7 +149,7 @@ def _lowest_visible(positions: IntArray, window: Any) -> IntArray:
     return lowest
 
 
-def _row_extremes(values: IntArray, first: IntArray, last: IntArray) -> tuple[IntArray, IntArray]:
+def _row_extremes(values: IndexArray, first: IndexArray, last: IndexArray) -> tuple[IndexArray, IndexArray]:
     """[T], [T]: least and greatest of `values` over the nodes first .. last of each query tile.
 
     A node that two tiles share counts for both: tiles overlap by one node at most, so that it is enough to look at
@@ -166,15 +165,15 @@ def _row_extremes(values: IntArray, first: IntArray, last: IntArray) -> tuple[In
 class _QueryTiles:
     """Per query tile [T]: its first and last node, and the least and greatest lowest visible position of its nodes."""
 
-    first: IntArray
-    last: IntArray
-    least: IntArray
-    most: IntArray
+    first: IndexArray
+    last: IndexArray
+    least: IndexArray
+    most: IndexArray
 
 
 def _key_tiles(
-    positions: IntArray, ends: IntArray, rows: _QueryTiles, prefix_length: int, shape: TileShape, windowed: bool
-) -> tuple[IntArray, IntArray, IntArray, IntArray]:
+    positions: IndexArray, ends: IndexArray, rows: _QueryTiles, prefix_length: int, shape: TileShape, windowed: bool
+) -> tuple[IndexArray, IndexArray, IndexArray, IndexArray]:
     """The forest's key tiles: query tile and first node of each partial one, the same of each full one."""
     deepest = positions.max(initial=prefix_length) - prefix_length
     if deepest + 1 < shape.block_p:  # no node has as many ancestors as a full tile holds
@@ -197,15 +196,15 @@ def _key_tiles(
     return query_tile, starts, full_of, full_starts
 
 
-def _met_blocks(ends: IntArray, rows: _QueryTiles, block: int) -> tuple[IntArray, IntArray]:
+def _met_blocks(ends: IndexArray, rows: _QueryTiles, block: int) -> tuple[IndexArray, IndexArray]:
     """Query tile and first node of the tiles of `block` nodes that hold an ancestor of one of its nodes, or itself."""
     earliest = np.searchsorted(np.maximum.accumulate(ends), rows.first)  # the first node that a row can see
     reach = rows.last + 1 - earliest
     width = block if reach.sum() <= block * PAGE_TILES * len(reach) else block * PAGE_TILES
     counts = -(-reach // width)
-    query_tile: IntArray = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+    query_tile: IndexArray = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
     first_starts = (rows.last + 1 - np.cumsum(counts) * width).astype(np.int32)
-    starts: IntArray = first_starts[query_tile] + width * np.arange(len(query_tile), dtype=np.int32)
+    starts: IndexArray = first_starts[query_tile] + width * np.arange(len(query_tile), dtype=np.int32)
     query_tile, starts = _meeting(ends, rows, query_tile, starts, width)
     if width > block:
         query_tile, starts = _cut(query_tile, starts, width, block)
@@ -213,7 +212,7 @@ def _met_blocks(ends: IntArray, rows: _QueryTiles, block: int) -> tuple[IntArray
     return query_tile, starts
 
 
-def _cut(query_tile: IntArray, starts: IntArray, width: int, narrower: int) -> tuple[IntArray, IntArray]:
+def _cut(query_tile: IndexArray, starts: IndexArray, width: int, narrower: int) -> tuple[IndexArray, IndexArray]:
     """Tiles of `width` nodes as tiles of `narrower` ones; those before the forest are left out."""
     offsets = np.arange(0, width, narrower, dtype=np.int32)
     query_tile, starts = np.repeat(query_tile, len(offsets)), (starts[:, None] + offsets).ravel()
@@ -222,14 +221,14 @@ def _cut(query_tile: IntArray, starts: IntArray, width: int, narrower: int) -> t
 
 
 def _meeting(
-    ends: IntArray, rows: _QueryTiles, query_tile: IntArray, starts: IntArray, width: int
-) -> tuple[IntArray, IntArray]:
+    ends: IndexArray, rows: _QueryTiles, query_tile: IndexArray, starts: IndexArray, width: int
+) -> tuple[IndexArray, IndexArray]:
     """Those tiles of `width` nodes, one of which at least is no earlier subtree's for the query tile."""
     meets = _extremes(ends, width, np.maximum, -1)[starts + width - 1] >= rows.first[query_tile]
     return query_tile[meets], starts[meets]
 
 
-def _extremes(values: IntArray, width: int, extreme: Callable[..., IntArray], outside: int) -> IntArray:
+def _extremes(values: IndexArray, width: int, extreme: Callable[..., IndexArray], outside: int) -> IndexArray:
     """[N + width - 1]: entry s + width - 1 is the extreme of values[s : s + width], `width` a power of two."""
     padded = np.full(len(values) + 2 * (width - 1), outside, values.dtype)
     padded[width - 1 : width - 1 + len(values)] = values

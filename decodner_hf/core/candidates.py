@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .forest import bounds_of, ramp_of
+from .arrays import bounds_of, ramp_of
 from .span_tokens import Page
 from .tokenization import check_texts
 from .words import split_texts

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-IntArray = NDArray[np.int64]
+from .arrays import IntArray, bounds_of, ramp_of
+
 MAX_TOKEN_ID = 2**31 - 2
 
 
@@ -295,13 +295,3 @@ def _shared_with_previous(table: IntArray, lengths: IntArray, document: IntArray
         run = np.where(equal.all(axis=1), width, np.argmin(equal, axis=1))
         shared[1:] = np.minimum(run, np.minimum(lengths[1:], lengths[:-1]))
     return shared
-
-
-def bounds_of(lengths: IntArray) -> IntArray:
-    """Returns where each of n runs of these lengths starts, and the total: [n] -> [n + 1], as `cu_seqlens`."""
-    return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
-
-
-def ramp_of(lengths: IntArray) -> IntArray:
-    """Returns 0 .. length - 1 for each length, one run after the other."""
-    return np.arange(int(lengths.sum())) - np.repeat(bounds_of(lengths)[:-1], lengths)

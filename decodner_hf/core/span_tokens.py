@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from .forest import bounds_of, ramp_of
+from .arrays import bounds_of, ramp_of
 from .tokenization import continuation_ids, encode_texts
 
 IntArray = NDArray[np.int64]

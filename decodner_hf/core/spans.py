@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
+from .arrays import bounds_of, ramp_of
 from .candidates import Spans, Spots, read_documents, read_spans
-from .forest import SpanPaths, bounds_of, ramp_of
+from .forest import SpanPaths
 from .prompting import PromptTemplate
 from .span_tokens import Page, PagePaths, trace
 from .tokenization import check_tokenizer, continuation_ids, encode_with_offsets

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from .arrays import IndexArray
 from .attention_metadata import ForestPlan, LayerWindow, QueryBlock
 from .block_map import KernelTiles, TileShape, is_windowed, most_table_entries, tile_arrays
 from .cache import DualBufferCache
@@ -58,7 +58,7 @@ class FixedTensor:
         self._staged = [torch.empty(count, dtype=dtype, pin_memory=pinned) for _ in range(PASSES_IN_FLIGHT)]
         self._arrays = [staged.numpy() for staged in self._staged]
 
-    def write(self, parts: Sequence[NDArray[Any]], slot: int) -> None:
+    def write(self, parts: Sequence[IndexArray], slot: int) -> None:
         """Copies flat arrays to the front, one behind the other; of `slot`'s last use the device is done."""
         count = sum(map(len, parts))
         np.concatenate(parts, out=self._arrays[slot][:count])

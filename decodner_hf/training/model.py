@@ -13,7 +13,7 @@ import torch
 from ..core.label_head import decoder_layers
 from ..core.modeling import DecodNERForSpanClassification
 from ..evaluation.calibration import uncalibrated
-from .options import TrainingPlan
+from .sources import TrainingPlan
 
 
 def load_model(options: argparse.Namespace, plan: TrainingPlan) -> Any:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from ..core.forest import bounds_of, ramp_of
+from ..core.arrays import bounds_of, ramp_of
 from ..core.prompting import LabelSymbols, PromptTemplate, TooManyLabelsError, choose_symbols
 from ..core.scoring import EncodedPrompt
 from ..core.tokenization import continuation_ids

@@ -15,8 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from ..core.forest import TokenForest, build_forest, ramp_of
-from ..core.loss import UNLABELLED
+from ..core.arrays import ramp_of
+from ..core.forest import TokenForest, build_forest
+from ..core.label_head import UNLABELLED
 from ..core.scoring import EncodedPrompt
 from .documents import EncodedSources, TrainingDocument
 from .prompts import OpenPrompter, Questions

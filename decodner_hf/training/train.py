@@ -17,9 +17,6 @@ from accelerate import PartialState
 from accelerate.utils import reduce
 from transformers import AutoTokenizer, TrainerCallback, TrainingArguments
 
-from decodner_cli.pipeline_arguments import check_model_folder
-from decodner_cli.training_arguments import add_train_arguments
-
 from ..core.configuration import DecodNERConfig
 from ..core.hub import write_tokenizer
 from ..core.prompting import PromptTemplate
@@ -27,12 +24,10 @@ from .card import TrainingRecord, write_training_card
 from .documents import EncodedSources, encode_sources
 from .model import load_model
 from .muon import Muon
-from .options import TrainingPlan, context_of, read_plan
 from .prompts import OpenPrompter, OpenTypes, fixed_prompt
 from .rows import PackedRows
+from .sources import TrainingPlan, context_of, read_plan
 from .trainer import SpanTrainer, UnscoredError
-
-__all__ = ["add_train_arguments", "run_train"]
 
 OK, UNFINISHED = 0, 3
 Say = Callable[[str], None]
@@ -65,7 +60,6 @@ def run_train(options: argparse.Namespace) -> int:
         OSError: files that cannot be read.
     """
     started = time.monotonic()
-    check_model_folder(options.model)
     _check_output(options)
     say: Say = PartialState(cpu=options.cpu).print  # the first to ask decides what the processes speak over
     plan = read_plan(options, say)

@@ -256,7 +256,7 @@ def test_kernel_compiles_into_one_graph():
 def test_a_second_copy_of_the_kernel_s_file_serves_beside_the_first(tmp_path, monkeypatch):
     package = tmp_path / "copied"
     package.mkdir()
-    for name in ("block_map.py", "kernel_triton.py", "attention_triton.py"):
+    for name in ("arrays.py", "block_map.py", "kernel_triton.py", "attention_triton.py"):
         shutil.copy(Path(attention.__file__).parent / name, package)
     monkeypatch.syspath_prepend(str(tmp_path))
     copied = importlib.import_module("copied.attention_triton")

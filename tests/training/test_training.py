@@ -11,10 +11,12 @@ from tokenizers_for_tests import byte_level_single_digits
 from torch.nn.attention.flex_attention import flex_attention
 from transformers import TrainingArguments, pipeline
 
+from decodner_cli import main as command
+from decodner_cli.training_arguments import add_train_arguments
 from decodner_hf import DecodNERConfig, DecodNERForSpanClassification, PromptTemplate
 from decodner_hf.core.attention import ForestPlan, LayerWindow, forest_attention_reference
 from decodner_hf.core.attention_flex import BLOCK, flex_block_mask, flex_supports, forest_attention_flex
-from decodner_hf.core.loss import UNLABELLED, span_loss
+from decodner_hf.core.label_head import UNLABELLED, span_loss
 from decodner_hf.data.decontamination import drop_overlaps
 from decodner_hf.data.document_context import Context
 from decodner_hf.data.examples import Example
@@ -22,7 +24,7 @@ from decodner_hf.training.documents import TrainingSource, encode_sources
 from decodner_hf.training.model import add_lora, recompute_layers
 from decodner_hf.training.prompts import OpenPrompter, OpenTypes, fixed_prompt
 from decodner_hf.training.rows import PackedRows
-from decodner_hf.training.train import add_train_arguments, run_train
+from decodner_hf.training.train import run_train
 from decodner_hf.training.trainer import SpanTrainer
 
 LABELS = ("PER", "ORG", "LOC")
@@ -670,9 +672,10 @@ def test_wrong_options_are_named(files, arguments, message):
         run_command(files, *arguments)
 
 
-def test_a_model_folder_that_is_not_there_is_named(files):
-    with pytest.raises(FileNotFoundError, match=r"there is no folder \./nowhere\."):
-        run_command(files, "--model", "./nowhere")
+def test_a_model_folder_that_is_not_there_is_named(files, capsys):
+    arguments = ["train", "--model", "./nowhere", "--output", str(files / "out"), "--train", str(files / "data.jsonl")]
+    assert command.main(arguments) == 1
+    assert "there is no folder ./nowhere." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -10,10 +10,11 @@ from tiny_pipelines import tiny_native
 from tokenizers_for_tests import byte_level_single_digits
 from transformers import BitsAndBytesConfig, pipeline
 
+from decodner_cli.training_arguments import add_train_arguments
 from decodner_hf import DecodNERConfig, DecodNERForSpanClassification
 from decodner_hf.core import attention
 from decodner_hf.training.model import add_lora, check_gradients, recompute_layers
-from decodner_hf.training.train import add_train_arguments, run_train
+from decodner_hf.training.train import run_train
 
 DEVICE = "cuda"
 LAYERS = 3
