@@ -1,4 +1,4 @@
-"""The README's commands and Python examples print what the README shows, scores within one unit of their third digit."""
+"""The README's commands and Python examples print what the README shows; scores may differ in their third digit."""
 
 import re
 from pathlib import Path
