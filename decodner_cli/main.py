@@ -24,8 +24,8 @@ from decodner_hf.corpus.files import Record, decoded_lines
 from decodner_hf.corpus.rendering import html_page, printable, table
 from decodner_hf.default_model import default_model
 
+from . import train
 from .pipeline_arguments import add_pipeline_arguments, check_model_folder, parse_labels
-from .training_arguments import add_train_arguments
 
 EXPECTED = (ValueError, OSError, RuntimeError, ImportError)  # errors whose message says enough
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -53,10 +53,6 @@ ANNOTATE = """\
 Finds entities in every document of a file: txt (a document a line), jsonl, csv or parquet.
 Writes jsonl or parquet (the input's fields and the entities), conll (a word and its tag a line) or html.
 The output appears when it is complete. After an interruption --resume goes on where the run stopped.
-"""
-TRAIN = """\
-Trains a decoder to score spans on labelled data, with fixed labels or with open types.
-The output folder loads in `decodner --model` and in the pipeline at once; docs/training.md says more.
 """
 
 
@@ -115,17 +111,18 @@ def _parser() -> argparse.ArgumentParser:
     many.set_defaults(run=_annotate, parser=many)
     for command in (tag, many):
         add_pipeline_arguments(command)
-    train = commands.add_parser("train", help="train on labelled data", description=TRAIN, formatter_class=raw)
-    add_train_arguments(train)
-    train.set_defaults(run=_train, parser=train)
+    training = commands.add_parser("train", help=train.SUMMARY, description=train.DESCRIPTION, formatter_class=raw)
+    train.add_arguments(training)
+    training.set_defaults(run=train.run, parser=training)
     return parser
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     options = _parser().parse_args(arguments)
-    if options.run is _train:
-        return options
     fail = options.parser.error
+    if options.run is train.run:
+        train.check(options, fail)
+        return options
     options.labels = parse_labels(options.labels, fail) if options.labels else None
     thresholds = dict(options.label_threshold)
     if len(thresholds) < len(options.label_threshold):
@@ -280,15 +277,6 @@ def _annotate(options: argparse.Namespace) -> int:
                 _say(f"what was done is kept in {job.journal}: the same command with --resume goes on.")
     _say(f"{total} {'document' if total == 1 else 'documents'} read, results in {options.out}.")
     return OK
-
-
-def _train(options: argparse.Namespace) -> int:
-    check_model_folder(options.model)
-    from decodner_hf.registration import register
-    from decodner_hf.training.train import run_train
-
-    register()
-    return run_train(options)
 
 
 def _warn(message: str) -> None:
