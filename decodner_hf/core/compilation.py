@@ -1,14 +1,14 @@
-"""Compiles a decoder's layers: one graph serves all layers of a kind and passes of all sizes.
+"""Compiles a model's decoder layers and prepares CUDA graphs of its span passes.
 
-In: a native decoder whose attention is "decodner", on a GPU. Out: the same decoder, changed in place: packed passes
-over a cached prefix run each layer as one compiled graph around the attention kernel; what a layer needs of the pass
-reaches its graph as tensors, so that neither a layer's number nor a document's size is compiled in.
-Knows nothing of labels, heads or text.
+In: a loaded model on a GPU. Out: the same model, faster. Packed passes over a cached prefix run each layer as one
+compiled graph around the attention kernel; what a layer needs of the pass reaches its graph as tensors, so that
+neither a layer's number nor a document's size is compiled in. Passes that neither serves run as before.
+Knows nothing of labels or text.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -18,20 +18,96 @@ from .attention import HAS_KERNEL
 from .attention_metadata import ForestPlan, LayerWindow
 from .block_map import KernelTiles, TileShape
 from .cache import DualBufferCache
-from .compatibility import layer_windows, packed_arguments
-from .label_head import decoder_layers, inner_decoder
+from .compatibility import PositionLimit, input_device, layer_windows
+from .cuda_graphs import SpanPassGraphs, never_waits
+from .forest import TokenForest, rows_forest
+from .label_head import decoder_layers, last_hidden_states
+from .static_inputs import PREFIX_SIZES
+from .transfers import is_out_of_memory
 
 if HAS_KERNEL:
     from .attention_triton import kernel_config
 
 PROBE_TOKENS = 3
 Method = TypeVar("Method", bound=Callable[..., Any])
+WARM_UP_PREFIX = 101  # tokens; no two sizes of the pass that a graph is made for may be equal
+WARM_UP_SPANS = (137, 11)  # rows and their tokens
+WARM_UP_LENGTH = 8
+GRAPH_WORK = 2.5e13  # nodes x weights; the device needs some 70 ms for more, in which the host launches any decoder
 LEAST = 2  # torch.compile makes a graph of its own for a size of 0 or 1
 
 
 def without_gradients(method: Method) -> Method:
     """Runs a method without gradients, but not in the caller's inference mode: layers would be compiled anew in it."""
     return torch.inference_mode(False)(torch.no_grad()(method))
+
+
+class ForestModel(Protocol):
+    """The passes and limits of a model, as far as compiling it needs them."""
+
+    backbone: PreTrainedModel
+    graphs: SpanPassGraphs | None
+    node_limit: int | None
+    position_limit: PositionLimit | None
+
+    def encode_prefix(self, token_ids: Any, cache: DualBufferCache | None = None) -> DualBufferCache:
+        """Encodes a prefix."""
+
+    def score_forest(
+        self, forest: TokenForest, symbol_token_ids: Any, cache: DualBufferCache | None = None
+    ) -> torch.Tensor:
+        """Scores the spans of a forest."""
+
+
+def compile_model(model: ForestModel, cuda_graph_nodes: int, **options: Any) -> None:
+    """Compiles the decoder's layers and prepares CUDA graphs, in place: see `compile_forest` of the model class.
+
+    Args:
+        model: a loaded model; `graphs` is set where its decoder allows graphs.
+        cuda_graph_nodes: nodes of the largest pass that gets a CUDA graph; 0 for none.
+        **options: handed to `torch.compile` (mode, backend, options, fullgraph).
+
+    Raises:
+        ValueError: see `compile_layers`; fewer than 0 nodes.
+    """
+    if cuda_graph_nodes < 0:
+        raise ValueError(f"cuda_graph_nodes must be at least 0, for no CUDA graphs, not {cuda_graph_nodes}.")
+    compile_layers(model.backbone, **options)
+    score_rows(model, WARM_UP_PREFIX, *WARM_UP_SPANS)
+    on_gpu = input_device(model.backbone).type == "cuda"
+    cuda_graph_nodes = min(cuda_graph_nodes, most_graph_nodes(decoder_layers(model.backbone)))
+    if on_gpu and cuda_graph_nodes and never_waits(lambda: score_rows(model, WARM_UP_PREFIX, *WARM_UP_SPANS)):
+        model.graphs = SpanPassGraphs(model.backbone, cuda_graph_nodes)
+        warm_up_graphs(model, min(model.graphs.most_nodes, model.node_limit or model.graphs.most_nodes))
+
+
+def most_graph_nodes(layers: Sequence[nn.Module]) -> int:
+    """Nodes of the largest pass that the device does before the host could have launched it without a graph."""
+    weights = sum(weight.numel() for layer in layers for weight in layer.parameters())
+    return int(GRAPH_WORK / max(weights, 1))  # quantized weights may be buffers
+
+
+def warm_up_graphs(model: ForestModel, largest: int) -> None:
+    """Captures a pass of `largest` nodes before all others, which then fit into the memory it takes."""
+    score_rows(model, 4 * PREFIX_SIZES[0], 1, WARM_UP_LENGTH)  # few nodes, a long prefix: split among programs
+    try:
+        for _ in range(2):  # the second of a size is captured
+            score_rows(model, WARM_UP_PREFIX, largest // WARM_UP_LENGTH, WARM_UP_LENGTH)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        torch.cuda.empty_cache()  # smaller passes may fit, and have graphs
+
+
+def score_rows(model: ForestModel, prefix_length: int, rows: int, length: int) -> None:
+    """Scores `rows` chains of `length` arbitrary tokens, if the model has positions for them."""
+    if model.position_limit is not None and prefix_length + length > model.position_limit.limit:
+        return
+    vocabulary = model.backbone.get_input_embeddings().weight.shape[0]
+    token_ids = torch.arange(max(rows * length, prefix_length)) % vocabulary
+    cache = model.encode_prefix(token_ids[:prefix_length])
+    forest = rows_forest(token_ids[: rows * length].reshape(rows, length), prefix_length)
+    model.score_forest(forest, torch.arange(2), cache)
 
 
 @dataclass(frozen=True)
@@ -191,8 +267,8 @@ def _attention_calls(backbone: PreTrainedModel) -> list[LayerCall]:
         write=True,
         layer_windows=layer_windows(config),
     )
-    positions = plan.position_ids[None].to(device)
-    inner_decoder(backbone)(input_ids=positions, **packed_arguments(positions, plan))
+    positions = plan.position_ids.to(device)
+    last_hidden_states(backbone, positions, positions, plan)
     cache.commit(PROBE_TOKENS)
     if not HAS_KERNEL or any(count > 1 for count in plan.calls.values()):
         return []

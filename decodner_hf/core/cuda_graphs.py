@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from .attention_metadata import ForestPlan
+from .label_head import has_plain_head, last_hidden_states, row_logits
 from .static_inputs import FixedInputs, FixedPlan, NotFixedError, PassSize, whole_nodes
 from .transfers import is_out_of_memory, upload
 from .weights import WeightsWatch, adapted_layers
@@ -25,8 +26,6 @@ from .weights import WeightsWatch, adapted_layers
 logger = logging.getLogger(__name__)
 
 KEPT_GRAPHS = 128
-
-RunPass = Callable[[torch.Tensor, torch.Tensor, ForestPlan, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -69,25 +68,33 @@ class SpanPassGraphs:
         return type(None), ()
 
     def logits(
-        self, run: RunPass, plan: ForestPlan, token_ids: torch.Tensor, rows: torch.Tensor, at: torch.Tensor
+        self, plan: ForestPlan, token_ids: torch.Tensor, at: torch.Tensor, symbols: torch.Tensor
     ) -> torch.Tensor | None:
         """Replays the pass's graph; it is captured when the second pass of its size comes.
 
         Args:
-            run: (tokens [N], positions [N], plan, rows [U]) -> logits [N, U], without waiting for the device.
-            plan: of N nodes over a cached prefix that is only read.
-            token_ids: int64 [N], on the CPU.
-            rows: int64 [U], token ids whose logits are asked for, on the CPU.
-            at: int64 [S], nodes at which they are asked for, on the CPU.
+            plan: of N nodes.
+            token_ids: int64 [N].
+            at: int64 [S], nodes at which logits are asked for.
+            symbols: int64 [Q, U], token ids whose logits are asked for, -1 for none.
 
         Returns:
-            [S, U] in memory of its own; None where no graph serves such a pass, or memory for one ran out, at the
+            [S, U] in memory of its own; None where no graph serves such a pass (with gradients, under autocast, over
+            no cached prefix, for several prompts, tensors that are not on the CPU), or memory for one ran out, at the
             first pass of a size, and where the weights were changed since the last pass.
         """
+        if plan.cache is None or self._backbone.training or torch.is_grad_enabled():
+            return None
+        weight = _embedding(self._backbone)
+        if torch.is_autocast_enabled(weight.device.type):  # a graph has its dtypes fixed
+            return None
+        on_cpu = all(tensor.device.type == "cpu" for tensor in (token_ids, at, symbols))
+        if symbols.shape[0] > 1 or not on_cpu or bool((symbols < 0).any()) or not has_plain_head(self._backbone):
+            return None
+        rows = symbols[0]
         size = PassSize.of(token_ids.shape[0], plan.prefix_length, rows.shape[0])
         if size is None or size.nodes > self.most_nodes:
             return None
-        weight = _embedding(self._backbone)
         with self._lock, torch.inference_mode(False), torch.no_grad(), torch.cuda.device_of(weight):
             runs = size in self._graphs and weight.data_ptr() == self._weights[0].data_ptr()
             if not runs:
@@ -97,7 +104,7 @@ class SpanPassGraphs:
             inputs = self._inputs or FixedInputs(self.most_nodes, weight.device)
             self._inputs = inputs
             try:
-                captured = self._filled(inputs, run, plan, token_ids, rows, size)
+                captured = self._filled(inputs, plan, token_ids, rows, size)
                 if captured is None:
                     return None
                 captured.graph.replay()
@@ -147,7 +154,6 @@ class SpanPassGraphs:
     def _filled(
         self,
         inputs: FixedInputs,
-        run: RunPass,
         plan: ForestPlan,
         token_ids: torch.Tensor,
         rows: torch.Tensor,
@@ -158,14 +164,14 @@ class SpanPassGraphs:
         if padded is None:
             return None
         if size not in self._graphs:
-            self._graphs[size] = self._capture(run, inputs, padded, size)
+            self._graphs[size] = self._capture(inputs, padded, size)
             if len(self._graphs) > KEPT_GRAPHS:
                 self._settle()
                 self._met.discard(self._graphs.popitem(last=False)[0])
         self._graphs.move_to_end(size)
         return self._graphs[size]
 
-    def _capture(self, run: RunPass, inputs: FixedInputs, padded: ForestPlan, size: PassSize) -> Captured:
+    def _capture(self, inputs: FixedInputs, padded: ForestPlan, size: PassSize) -> Captured:
         inputs.prefix.prefix_length = size.prefix
         plan = FixedPlan(
             padded.position_ids,
@@ -182,7 +188,8 @@ class SpanPassGraphs:
 
         def run_fixed() -> torch.Tensor:
             plan.calls.clear()
-            return run(token_ids, position_ids, plan, row_ids)
+            states = last_hidden_states(self._backbone, token_ids, position_ids, plan)
+            return row_logits(self._backbone, states, row_ids)
 
         if not self._weights:
             weights = (_embedding(self._backbone), *self._backbone.parameters(), *self._backbone.buffers())

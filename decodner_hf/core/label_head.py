@@ -5,12 +5,15 @@ A model whose head does more than what is written here is recognised by `row_hea
 Knows nothing of forests, spans or labels.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .compatibility import input_device
+from .attention_metadata import ForestPlan
+from .compatibility import input_device, packed_arguments
 
 PROBE_TOKENS = 5
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}  # of the largest logit
@@ -39,6 +42,19 @@ def inner_decoder(backbone: PreTrainedModel) -> PreTrainedModel:
 def decoder_layers(backbone: PreTrainedModel) -> list[nn.Module]:
     """The decoder's layers, in their order."""
     return [module for module in inner_decoder(backbone).modules() if isinstance(module, GradientCheckpointingLayer)]
+
+
+def last_hidden_states(
+    backbone: PreTrainedModel,
+    token_ids: torch.Tensor,
+    position_ids: torch.Tensor,
+    plan: ForestPlan,
+    **kwargs: Any,
+) -> torch.Tensor:
+    """Runs a packed pass: tokens [N] and positions [N] on the model's device -> hidden states [N, hidden size]."""
+    packed = packed_arguments(position_ids[None], plan)
+    states: torch.Tensor = inner_decoder(backbone)(input_ids=token_ids[None], **packed, **kwargs).last_hidden_state
+    return states[0]
 
 
 def row_logits(backbone: PreTrainedModel, hidden_states: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:

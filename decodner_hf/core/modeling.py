@@ -13,7 +13,6 @@ import torch
 from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
-from .acceleration import CompileMethods
 from .attention import ATTENTION_NAME
 from .attention_metadata import ForestPlan
 from .cache import DualBufferCache
@@ -27,11 +26,11 @@ from .compatibility import (
     packed_arguments,
     position_limit,
 )
-from .compilation import without_gradients
+from .compilation import compile_model, without_gradients
 from .configuration import DecodNERConfig
 from .cuda_graphs import SpanPassGraphs
 from .forest import TokenForest, build_forest
-from .label_head import has_plain_head, inner_decoder, row_head_equals_native, row_logits
+from .label_head import has_plain_head, last_hidden_states, row_head_equals_native, row_logits
 from .loss import span_loss
 from .padded_spans import PaddedSpanMethods
 from .persistence import CheckpointMethods
@@ -57,9 +56,7 @@ class SpanClassifierOutput(ModelOutput):
     logits: torch.Tensor | None = None
 
 
-class DecodNERForSpanClassification(
-    CheckpointMethods, CompileMethods, PaddedSpanMethods, InputChecks, PreTrainedModel
-):
+class DecodNERForSpanClassification(CheckpointMethods, PaddedSpanMethods, InputChecks, PreTrainedModel):
     """Scores candidate spans with a causal decoder; see `encode_prefix` and `score_forest`.
 
     `from_pretrained` takes plain decoder checkpoints, adapters, and what `save_pretrained` wrote.
@@ -211,6 +208,28 @@ class DecodNERForSpanClassification(
             loss = span_loss(logits, labels.reshape(-1).to(logits.device), num_items_in_batch)
         return SpanClassifierOutput(loss=loss, logits=logits)
 
+    def compile_forest(self, *, cuda_graph_nodes: int = 16384, **options: Any) -> None:
+        """Compiles the decoder's layers for passes without gradients over a cached prefix; call it once, when loaded.
+
+        Takes some ten seconds for each kind of layer, now; no pass of any size compiles again. Span passes over up to
+        4,096 prefix tokens run as CUDA graphs, where the decoder allows it: the second pass of each size (a multiple
+        of 64 to 512 nodes) is captured and takes a few times as long, later ones cost the host next to nothing. Larger
+        passes, which keep the device busy longer than the host needs to launch them, run without: beyond 3,500 nodes
+        with 7 billion weights in the layers, all experts counted, 25,000 with one. See `SpanPassGraphs` for the memory
+        that graphs hold, and `WeightsWatch` for what changes of the model they notice.
+        Hooks of the decoder's modules do not run where a graph is replayed; under autocast none is.
+        Results stay within the dtype's rounding. A model that is moved or cast afterwards runs uncompiled.
+
+        Args:
+            cuda_graph_nodes: nodes of the largest pass that gets a CUDA graph; 0 for none.
+            **options: handed to `torch.compile` (mode, backend, options).
+
+        Raises:
+            ValueError: no GPU or no Triton, a model whose attention the fused kernel does not serve, or one that is
+                compiled already or spread over devices; fewer than 0 nodes.
+        """
+        compile_model(self, cuda_graph_nodes, **options)
+
     @without_gradients
     def encode_prefix(self, token_ids: Any, cache: DualBufferCache | None = None) -> DualBufferCache:
         """Encodes tokens behind the prefix that `cache` holds, so that spans can be scored against both.
@@ -241,7 +260,7 @@ class DecodNERForSpanClassification(
             cache.claim(self.backbone)
         plan = self._plan(forest.position_ids, forest.subtree_end, cache, write=True)
         checked, position_ids = upload([checked, plan.position_ids], input_device(self.backbone))
-        self._decode(checked, position_ids, plan, {})
+        last_hidden_states(self.backbone, checked, position_ids, plan)
         cache.commit(forest.num_nodes)
         return cache
 
@@ -299,15 +318,6 @@ class DecodNERForSpanClassification(
         self._check_structure(plan)
         return plan
 
-    def _decode(
-        self, token_ids: torch.Tensor, position_ids: torch.Tensor, plan: ForestPlan, kwargs: dict[str, Any]
-    ) -> torch.Tensor:
-        """[N], [N] on the model's device -> the decoder's last hidden states [N, hidden size]."""
-        decoder = inner_decoder(self.backbone)
-        packed = packed_arguments(position_ids[None], plan)
-        states: torch.Tensor = decoder(input_ids=token_ids[None], **packed, **kwargs).last_hidden_state
-        return states[0]
-
     def _label_logits(
         self,
         token_ids: torch.Tensor,
@@ -324,16 +334,17 @@ class DecodNERForSpanClassification(
             first, last = span_nodes.aminmax()
             if first < 0 or last >= token_ids.numel():
                 raise ValueError(f"span_nodes must lie in 0 .. {token_ids.numel() - 1}.")
-        replayed = None if kwargs or span_prompts is not None else self.replay(token_ids, plan, span_nodes, symbols)
-        if replayed is not None:
-            return replayed
+        if self.graphs is not None and self.row_head and not kwargs and span_prompts is None:
+            replayed = self.graphs.logits(plan, token_ids, span_nodes, symbols)
+            if replayed is not None:
+                return replayed
         rows, columns = symbols.clamp(min=0).reshape(-1).unique(return_inverse=True)
         columns, absent = columns.reshape(symbols.shape), symbols < 0
         token_ids, position_ids, span_nodes, rows, columns, absent = upload(
             [token_ids, plan.position_ids, span_nodes, rows, columns, absent], input_device(self.backbone)
         )
         if self.row_head and has_plain_head(self.backbone):
-            states = self._decode(token_ids, position_ids, plan, kwargs)
+            states = last_hidden_states(self.backbone, token_ids, position_ids, plan, **kwargs)
             logits = row_logits(self.backbone, states[span_nodes.to(states.device)], rows)
         else:
             packed = packed_arguments(position_ids[None], plan)

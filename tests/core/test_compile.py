@@ -11,7 +11,7 @@ from torch._dynamo.utils import counters
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from decodner_hf import DecodNERForSpanClassification, SpanPaths, build_forest
-from decodner_hf.core import acceleration, attention
+from decodner_hf.core import attention, compilation
 from decodner_hf.core.block_map import TILE_COLUMNS, count_query_tiles
 
 pytest.importorskip("triton", minversion="3.6", reason="the kernel's operator needs Triton")
@@ -145,12 +145,10 @@ def test_inference_mode_compiles_nothing_more():
     assert counter.frame_count == 1
 
 
-@pytest.mark.usefixtures("kernel_on_cpu")
-def test_layers_whose_weights_are_buffers_compile(monkeypatch):
-    model = model_of("llama")
-    monkeypatch.setattr(acceleration, "decoder_layers", lambda _: [nn.Identity()])
-    model.compile_forest(backend="eager")
-    assert scores(model, 20, SIZES[0]).isfinite().all()
+def test_larger_models_get_graphs_for_fewer_nodes_and_weights_that_are_buffers_count_as_none():
+    small, large = nn.Linear(10, 10, bias=False), nn.Linear(20, 10, bias=False)
+    assert compilation.most_graph_nodes([small]) == 2 * compilation.most_graph_nodes([large])
+    assert compilation.most_graph_nodes([nn.Identity()]) > compilation.most_graph_nodes([small])
 
 
 def test_fewer_than_no_nodes_are_refused():

@@ -12,7 +12,7 @@ from torch import nn
 from torch._dynamo.utils import counters
 
 from decodner_hf import DecodNERForSpanClassification, DecodNERPipeline
-from decodner_hf.core import attention, cuda_graphs, static_inputs
+from decodner_hf.core import attention, compilation, cuda_graphs, static_inputs
 from decodner_hf.core.cache import KeyValueBuffer
 from decodner_hf.core.cuda_graphs import Captured, SpanPassGraphs
 from decodner_hf.core.forest import rows_forest
@@ -298,10 +298,10 @@ def test_only_a_lack_of_memory_leaves_the_warm_up_undone(message, monkeypatch):
             return
         raise torch.AcceleratorError(message)
 
-    monkeypatch.setattr(model, "_score_rows", score_rows)
+    monkeypatch.setattr(compilation, "score_rows", score_rows)
     lacking = nullcontext() if "out of" in message else pytest.raises(RuntimeError, match="illegal")
     with lacking:
-        model._warm_up_graphs(64)
+        compilation.warm_up_graphs(model, 64)
 
 
 @pytest.mark.parametrize("by", ["transformers", "peft"])
