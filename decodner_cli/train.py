@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
 
 from .pipeline_arguments import check_model_folder, parse_labels
-from .training_arguments import add_train_arguments, flag_of
+from .training_arguments import add_train_arguments, flag_of, spelled_as_flags
 
 if TYPE_CHECKING:
     from decodner_hf.training import TrainingOptions
@@ -44,10 +44,13 @@ def run(options: argparse.Namespace) -> int:
     from accelerate import PartialState
 
     from decodner_hf.registration import register
-    from decodner_hf.training import train
+    from decodner_hf.training import OptionError, train
 
     register()
-    result = train(training_options(options))
+    try:
+        result = train(training_options(options))
+    except OptionError as error:
+        raise ValueError(f"{flag_of(error.option)} {spelled_as_flags(error.problem)}") from None
     say = PartialState().print
     say(json.dumps({"output": str(result.output), "steps": result.steps, **result.metrics}))
     if result.is_finished:
@@ -57,18 +60,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def training_options(options: argparse.Namespace) -> "TrainingOptions":
-    """Returns the options of training that were parsed.
-
-    Raises:
-        ValueError: options that cannot be used, spelled as on the command line.
-    """
-    from decodner_hf.training import OptionError, TrainingOptions
+    """Returns the options of training that were parsed; an `OptionError` if one cannot be used."""
+    from decodner_hf.training import TrainingOptions
 
     names = TrainingOptions.__dataclass_fields__
-    try:
-        return TrainingOptions(**{name: value for name, value in vars(options).items() if name in names})
-    except OptionError as error:
-        problem = error.problem
-        for name in (name for name in names if "_" in name):  # one without is a word like any other
-            problem = problem.replace(name, flag_of(name))
-        raise ValueError(f"{flag_of(error.option)} {problem}") from None
+    return TrainingOptions(**{name: value for name, value in vars(options).items() if name in names})

@@ -7,6 +7,7 @@ Knows nothing of data, tokenizers or models.
 
 import argparse
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,11 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
 def flag_of(option: str) -> str:
     """Returns the flag of an option of `TrainingOptions`: "--row-tokens" for "row_tokens"."""
     return f"--{option.replace('_', '-')}"
+
+
+def spelled_as_flags(message: str) -> str:
+    """Returns a message of `OptionError` with flags in place of the options that it names between backquotes."""
+    return re.sub(r"`(\w+)`", lambda match: flag_of(match[1]), message)
 
 
 def _add_data_arguments(group: Any) -> None:

@@ -36,7 +36,7 @@ class OptionError(ValueError):
 
     Attributes:
         option: the name of its field in `TrainingOptions`, so that a command line can spell it in its own way.
-        problem: what was given, what is allowed, what to do; the message without the name.
+        problem: what was given, what is allowed, what to do; other options stand between backquotes.
     """
 
     def __init__(self, option: str, problem: str) -> None:
@@ -200,13 +200,13 @@ class TrainingOptions:
 
     def _check_combinations(self) -> None:
         if (self.train is None) == (self.sources is None):
-            raise OptionError("train", "or else sources must name the training data, and not both.")
+            raise OptionError("train", "or else `sources` must name the training data, and not both.")
         if self.open_types and self.labels:
-            raise OptionError("labels", "are for fixed labels: with open_types, which asks for its own, leave it out.")
+            raise OptionError("labels", "are for fixed labels: leave them out with `open_types`.")
         if self.load_in_4bit and self.lora_rank is None:
-            raise OptionError("load_in_4bit", "needs lora_rank: a quantized decoder cannot be trained itself.")
+            raise OptionError("load_in_4bit", "needs `lora_rank`: a quantized decoder cannot be trained itself.")
         if self.keep_best and self.dev is None:
-            raise OptionError("keep_best", "needs dev, the examples to compare checkpoints on.")
+            raise OptionError("keep_best", "needs `dev`, the examples to compare checkpoints on.")
 
     @property
     def label_descriptions(self) -> dict[str, str | None]:

@@ -125,7 +125,8 @@ def train_and_save(
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
         if data.dev:
-            metrics = {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items()}
+            found = trainer.evaluate()
+            metrics = {name: found[f"eval_{name}"] for name in ("precision", "recall", "f1")}
     except UnscoredError as error:
         unscored = error
     if trainer.is_world_process_zero():
@@ -277,7 +278,7 @@ def _check_output(options: TrainingOptions) -> None:
     if not options.resume and folder.is_dir() and any(folder.iterdir()):
         raise OptionError(
             "output",
-            f"{folder} exists and is not empty: name another folder, or resume from its newest checkpoint.",
+            f"{folder} exists and is not empty: name another folder, or continue its run with `resume`.",
         )
 
 
