@@ -43,10 +43,8 @@ def run(options: argparse.Namespace) -> int:
     check_model_folder(options.model)
     from accelerate import PartialState
 
-    from decodner_hf.registration import register
     from decodner_hf.training import OptionError, train
 
-    register()
     try:
         result = train(training_options(options))
     except OptionError as error:

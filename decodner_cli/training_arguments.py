@@ -1,7 +1,6 @@
-"""Defines the command-line arguments of `decodner train`; imports nothing heavy, and so not the package.
+"""Defines the command-line arguments of `decodner train`; imports nothing heavy, and so nothing of `decodner_hf`.
 
-In: an argument parser. Out: the parser with an argument for each field of `TrainingOptions`, of the same default: the
-help shows it, and importing the package takes seconds.
+In: an argument parser. Out: the parser with an argument for each field of `TrainingOptions`, with the same default.
 Knows nothing of data, tokenizers or models.
 """
 

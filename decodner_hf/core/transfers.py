@@ -6,6 +6,7 @@ Knows nothing of what the tensors mean.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,21 +37,21 @@ class Download:
     """A float tensor that is being copied to the CPU; `array` waits for it."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
-        """Starts the copy of `tensor` as float32, behind the work that computes it."""
+        """Starts the copy of `tensor`, half precision as float32, after the work that computes it."""
         self._arrived: torch.cuda.Event | None = None
-        self._host = tensor.float()
+        self._host = tensor if tensor.dtype == torch.float64 else tensor.float()
         if tensor.is_cuda:
             computed = self._host
-            self._host = torch.empty(computed.shape, dtype=torch.float32, pin_memory=True)
+            self._host = torch.empty(computed.shape, dtype=computed.dtype, pin_memory=True)
             self._host.copy_(computed, non_blocking=True)
             self._arrived = torch.cuda.Event()
             self._arrived.record(torch.cuda.current_stream(tensor.device))
 
-    def array(self) -> NDArray[np.float32]:
-        """The values, float32 in the tensor's shape, in memory that stays valid."""
+    def array(self) -> NDArray[np.floating[Any]]:
+        """The values, float32 (float64 if the tensor is) in the tensor's shape, in memory that stays valid."""
         if self._arrived is not None:
             self._arrived.synchronize()
-        values: NDArray[np.float32] = self._host.cpu().numpy()
+        values: NDArray[np.floating[Any]] = self._host.cpu().numpy()
         return values
 
 

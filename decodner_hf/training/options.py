@@ -1,7 +1,6 @@
 """The options of a training run: typed, with defaults, and checked when they are made.
 
-In: keyword arguments, from Python or from the command line. Out: `TrainingOptions`.
-Imports nothing heavy, so that the command line can show the defaults at once. Knows nothing of argparse.
+In: keyword arguments, from Python or from the command line. Out: `TrainingOptions`. Knows nothing of argparse.
 """
 
 import os

@@ -1,7 +1,7 @@
 import pytest
 from tiny_training import OVERLONG, SENTENCES, encoded
 
-from decodner_hf.core.loss import UNLABELLED
+from decodner_hf.core.label_head import UNLABELLED
 from decodner_hf.data.document_context import Context
 from decodner_hf.data.examples import Example
 

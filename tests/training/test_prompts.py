@@ -4,7 +4,7 @@ from tiny_training import LABELS, SENTENCES, encoded, open_rows
 from tokenizers_for_tests import byte_level_single_digits
 
 from decodner_hf import PromptTemplate
-from decodner_hf.core.loss import UNLABELLED
+from decodner_hf.core.label_head import UNLABELLED
 from decodner_hf.data.examples import Example
 from decodner_hf.training import TrainingSource
 from decodner_hf.training.documents import encode_sources

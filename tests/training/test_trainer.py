@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 from tiny_training import LABELS, SENTENCES, fixed_rows, inputs_of, open_rows, tiny_classifier, trainer
 from transformers import pipeline
 
-from decodner_hf.core.loss import UNLABELLED, span_loss
+from decodner_hf.core.label_head import UNLABELLED, span_loss
 from decodner_hf.training.model import add_lora
 from decodner_hf.training.rows import PackedRows
 

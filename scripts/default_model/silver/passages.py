@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
-from silver_matching import Sentence
+from .matching import Sentence
 
 SHORTEST, LONGEST = 60, 450  # words of a passage
 MENTIONS_AT_LEAST = 4

@@ -8,9 +8,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from silver_dictionary import NameDictionary, WordCounts
-from silver_sentences import MONTHS, YEAR
-from silver_taxonomy import Taxonomy, tokenize
+from .dictionary import NameDictionary, WordCounts
+from .sentences import MONTHS, YEAR
+from .taxonomy import Taxonomy, tokenize
 
 PARTICLES = {"de", "van", "von", "der", "den", "la", "le", "bin", "al", "ibn", "da", "del", "di", "du", "dos", "ter"}
 JOINTS = ("of", "for")  # "University of", "Institute for"
@@ -118,7 +118,7 @@ class NamePatterns:
             place = " ".join(tokens[start : end - count])
             if " ".join(tokens[end - count : end]) in self.lists.teams and place:
                 known = self.names.labels.get(place)
-                return "sports team" if known and self.taxonomy.coarse(known) == "location" else None
+                return "sports team" if known and self.taxonomy.most_general(known) == "location" else None
         return None
 
     def _national_teams(self, tokens: list[str]) -> Iterator[Span]:
@@ -128,7 +128,7 @@ class NamePatterns:
             if "team" in tokens[at:end]:
                 start = at - 2 if tokens[at - 1 : at] == ["'s"] else at - 1
                 start -= tokens[start : start + 1] in (["men"], ["women"])
-                land = self.taxonomy.coarse(self.names.labels.get(tokens[start], "")) if start >= 0 else ""
+                land = self.taxonomy.most_general(self.names.labels.get(tokens[start], "")) if start >= 0 else ""
                 if land in ("nationality", "location"):
                     yield Span(start, tokens.index("team", at) + 1, "national team", 6)
 

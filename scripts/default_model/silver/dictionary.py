@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from silver_taxonomy import Taxonomy, definition_phrase, head_phrase, name_of_title, tokenize
+from .taxonomy import Taxonomy, definition_phrase, head_phrase, name_of_title, tokenize
 
 PLACE_WORDS = {"in", "at", "near", "from", "to"}
 # Places that are seldom meant by their name alone; the name is then only said to be that of a settlement.
@@ -144,7 +144,7 @@ class DictionaryBuilder:
             elif self._is_work(label):
                 quoted[key].add(label)
             elif self._may_stand_alone(tokens, label, qualified, first_names, last_names):
-                place = self.taxonomy.coarse(label) == "location"
+                place = self.taxonomy.most_general(label) == "location"
                 if len(tokens) > 1:
                     found[key].add(label)
                 elif place:
@@ -170,7 +170,7 @@ class DictionaryBuilder:
 
     def _is_work(self, label: str) -> bool:
         """Whether the type's names stand between quotation marks (for italics) in plain text."""
-        return self.taxonomy.coarse(label) == "creative work" and label not in UNQUOTED_WORKS
+        return self.taxonomy.most_general(label) == "creative work" and label not in UNQUOTED_WORKS
 
     def _is_lower_kind(self, label: str, name: str) -> bool:
         """Whether a lower-case name of this type is one of a thing, and not itself the name of a type."""
@@ -184,7 +184,7 @@ class DictionaryBuilder:
         self, tokens: Sequence[str], label: str, qualified: bool, first: frozenset[str], last: frozenset[str]
     ) -> bool:
         """Whether a name in running text can be believed to mean this."""
-        coarse, functions = self.taxonomy.coarse(label), self.taxonomy.words("function_words")
+        coarse, functions = self.taxonomy.most_general(label), self.taxonomy.words("function_words")
         titles = self.taxonomy.words("personal_titles") if coarse != "location" else frozenset()
         capital = [token for token in tokens if token[0].isupper() or token[0].isdigit()]
         if not 0 < len(tokens) <= LONGEST_NAME or not tokens[0][0].isupper() or (qualified and coarse != "person"):
@@ -199,7 +199,7 @@ class DictionaryBuilder:
             return False
         if len(tokens) > 1:
             built = self.taxonomy.names("name_heads").get(tokens[-1])
-            if built and self.taxonomy.coarse(built) != coarse:  # a horse named "Royal Palace"
+            if built and self.taxonomy.most_general(built) != coarse:  # a horse named "Royal Palace"
                 return False
             return len(capital) > 1 and not (coarse != "location" and all(map(self.counts.is_ordinary, tokens)))
         word = tokens[0]
@@ -214,7 +214,7 @@ class DictionaryBuilder:
         heads = self.taxonomy.names("name_heads")
         for _, name, _, label, *_ in readings:
             tokens = tokenize(name)
-            if self.taxonomy.coarse(label) != "person" or not 1 < len(tokens) < 5:
+            if self.taxonomy.most_general(label) != "person" or not 1 < len(tokens) < 5:
                 other.update({tokens[0], tokens[-1]})
             elif all(token[0].isupper() for token in (tokens[0], tokens[-1])):
                 first[tokens[0]] += 1

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from template_grammar import Kind
+from .grammar import Kind
 
 Forms = dict[str, tuple[str, str | None]]  # form -> text, label; each has the form "name"
 Maker = Callable[[random.Random], Forms]

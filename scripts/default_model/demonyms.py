@@ -3,7 +3,7 @@
 In: the train split of a set, and label=new pairs for names that the taxonomy knows as nationalities or ethnic groups.
 Out: a JSON Lines file with the same rows.
 
-    python scripts/default_model/silver/demonyms.py --set ner/docred --rename LOC=nationality --output docred.jsonl
+    python scripts/default_model/demonyms.py --set ner/docred --rename LOC=nationality --output docred.jsonl
 """
 
 import argparse
@@ -13,6 +13,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from silver.taxonomy import TAXONOMY
 
 DEMONYMS = ("nationality", "ethnic group")
 
@@ -33,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--set", type=Path, required=True, metavar="FOLDER", help="its train.jsonl is read")
     parser.add_argument("--rename", nargs="+", required=True, metavar="LABEL=NEW", help="'LABEL=' drops the entity")
-    parser.add_argument("--types", type=Path, default=Path(__file__).with_name("silver_types.json"), metavar="FILE")
+    parser.add_argument("--types", type=Path, default=TAXONOMY, metavar="FILE", help="the taxonomy")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE")
     options = parser.parse_args(argv)
     if bad := [pair for pair in options.rename if "=" not in pair]:

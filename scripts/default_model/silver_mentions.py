@@ -4,7 +4,7 @@ In: articles (JSON Lines with id, title and text, plain or .xz), definition sent
 phrase each, and the taxonomy. Out: JSON Lines files of sentences, and of passages of several sentences of one article
 ("doc" names them); a JSON file of names by their type. A part of the texts stand as words with every mark apart.
 
-    python scripts/default_model/silver/silver_mentions.py --text data/*.jsonl.xz --definitions
+    python scripts/default_model/silver_mentions.py --text data/*.jsonl.xz --definitions
     definitions.jsonl --output silver.jsonl
 """
 
@@ -21,12 +21,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
-from silver_dictionary import DictionaryBuilder, NameDictionary, WordCounts, read_pairs
-from silver_matching import ArticleMatcher, Sentence
-from silver_passages import choose_passages
-from silver_patterns import Lists
-from silver_sentences import split_sentences
-from silver_taxonomy import Taxonomy
+from silver.dictionary import DictionaryBuilder, NameDictionary, WordCounts, read_pairs
+from silver.matching import ArticleMatcher, Sentence
+from silver.passages import choose_passages
+from silver.patterns import Lists
+from silver.sentences import split_sentences
+from silver.taxonomy import TAXONOMY, Taxonomy
 from spaced_words import labelled_lines
 
 COUNTED_CHARACTERS = 1500  # of an article, for the counts of words
@@ -123,7 +123,7 @@ def unquoted(sentence: Sentence, taxonomy: Taxonomy) -> Sentence:
     mentions = []
     for start, end, label in sentence.mentions:
         quoted = sentence.text[start - 1 : start] == sentence.text[end : end + 1] == '"'
-        if quoted and taxonomy.coarse(label) == "creative work":
+        if quoted and taxonomy.most_general(label) == "creative work":
             marks |= {start - 1, end}
     text = "".join(character for at, character in enumerate(sentence.text) if at not in marks)
     for start, end, label in sentence.mentions:
@@ -170,12 +170,11 @@ def take_passages(
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Reads and checks the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    here = Path(__file__).with_name("silver_types.json")
     parser.add_argument("--text", type=Path, nargs="+", required=True, metavar="FILE", help="articles")
     parser.add_argument(
         "--definitions", type=Path, nargs="*", default=[], metavar="FILE", help="examples of one mention"
     )
-    parser.add_argument("--types", type=Path, default=here, metavar="FILE", help="the taxonomy")
+    parser.add_argument("--types", type=Path, default=TAXONOMY, metavar="FILE", help="the taxonomy")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE")
     parser.add_argument("--max-sentences", type=int, default=150_000)
     parser.add_argument("--passages", type=Path, metavar="FILE", help="also write passages, here")
@@ -208,10 +207,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = [pool[number] for number in select(pool, options.max_sentences, options.seed)]
     labels = write(options.output, chosen, taxonomy, options.seed)
     print(f"{len(chosen):,} sentences kept, in {time.perf_counter() - began:.0f} s")
-    coarse: Counter[str] = Counter()
+    kinds: Counter[str] = Counter()
     for label, number in labels.items():
-        coarse[taxonomy.coarse(label)] += number
-    print("kinds: " + ", ".join(f"{label} {number:,}" for label, number in coarse.most_common(20)))
+        kinds[taxonomy.most_general(label)] += number
+    print("kinds: " + ", ".join(f"{label} {number:,}" for label, number in kinds.most_common(20)))
     print(f"types: {len(labels):,}; " + ", ".join(f"{label} {number:,}" for label, number in labels.most_common(60)))
     print(json.dumps({"sentences": len(chosen), "mentions": labels.total(), "types": len(labels)}))
     return 0

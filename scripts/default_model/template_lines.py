@@ -1,9 +1,9 @@
 """Labelled lines from templates: forms of text that encyclopedias lack, such as results, datelines and queries.
 
-In: a template file (see template_grammar.py), and the names that `silver_mentions.py --names` writes. Out: a JSON
+In: a template file (see templates/grammar.py), and the names that `silver_mentions.py --names` writes. Out: a JSON
 Lines file; lines of one text carry the same "doc". A part of the texts stand as words with every mark apart.
 
-    python scripts/default_model/templates/template_lines.py --templates
+    python scripts/default_model/template_lines.py --templates
     scripts/default_model/templates/newswire.txt --names names.json --output lines.jsonl
 """
 
@@ -16,8 +16,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from spaced_words import Mentions, labelled_lines
-from template_grammar import Choice, Grammar, Node, Reference, Slot
-from template_makers import Forms, Makers
+from templates.grammar import Choice, Grammar, Node, Reference, Slot
+from templates.makers import Forms, Makers
 
 LINE_END = "//"
 Piece = tuple[str, str | None]  # text, label

@@ -2,8 +2,8 @@
 
 In: what `type_notes.py` wrote, and the sets to map. Out: a label map; what is no name (dates, amounts) is dropped.
 
-    python scripts/default_model/silver/four_types.py --notes notes.json --sets silver.jsonl newswire.jsonl
-    --output four.json
+    python scripts/default_model/four_types.py --notes notes.json --sets silver.jsonl newswire.jsonl
+        --output four.json
 """
 
 import argparse

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from silver_dictionary import UNQUOTED_WORKS, NameDictionary, WordCounts
-from silver_patterns import ROMAN, Lists, NamePatterns, Span
-from silver_sentences import dates_and_amounts
-from silver_taxonomy import TOKEN, Taxonomy, name_of_title, tokenize
+from .dictionary import UNQUOTED_WORKS, NameDictionary, WordCounts
+from .patterns import ROMAN, Lists, NamePatterns, Span
+from .sentences import dates_and_amounts
+from .taxonomy import TOKEN, Taxonomy, name_of_title, tokenize
 
 LANGUAGE_BEFORE = {"in", "into", "speak", "speaks", "spoke", "speaking", "spoken", "from", "learn", "learned"}
 SPEECH = {"speak", "speaks", "spoke", "spoken", "speakers", "languages", "language", "fluent", "translated"}
@@ -63,7 +63,7 @@ class ArticleMatcher:
             return
         if len(tokens) > 1 or not self.counts.is_ordinary(tokens[0]):
             self._learn(tokens, label)
-        if self.taxonomy.coarse(label) == "person":
+        if self.taxonomy.most_general(label) == "person":
             self._learn_last_name(tokens, label)
 
     def sentence(self, text: str) -> Sentence | None:
@@ -91,7 +91,7 @@ class ArticleMatcher:
             return
         last = words[-1]
         known = self.names.labels.get(last)
-        if known is not None and self.taxonomy.coarse(known) != "person":
+        if known is not None and self.taxonomy.most_general(known) != "person":
             self._learn([last], None)  # either of the two: a sentence with it is not used
         elif last in self.local:
             current = self.local[last]
@@ -102,7 +102,7 @@ class ArticleMatcher:
     def _learn_from(self, tokens: Sequence[str], spans: Sequence[Span]) -> None:
         for span in spans:
             words = tokens[span.start : span.end]
-            if self.taxonomy.coarse(span.label) == "person" and len(words) > 1:
+            if self.taxonomy.most_general(span.label) == "person" and len(words) > 1:
                 self._learn_last_name(words, span.label)
             if len(words) == 1 and words[0].isupper() and tokens[span.start - 1 : span.start] == ["("]:
                 self._learn(words, span.label)
@@ -168,10 +168,10 @@ class ArticleMatcher:
         if before[-1:] == ["'s"]:
             before = before[:-1]
         stated = self.taxonomy.resolve(before)
-        if stated and self.taxonomy.coarse(stated) in ("creative work", "product"):
+        if stated and self.taxonomy.most_general(stated) in ("creative work", "product"):
             return stated
         known = self.names.quoted.get(key) or self.names.labels.get(key) or self.local.get(key)
-        return known if known and self.taxonomy.coarse(known) == "creative work" else None
+        return known if known and self.taxonomy.most_general(known) == "creative work" else None
 
     def _known(self, tokens: list[str]) -> Iterator[Span]:
         names, local = self.names, self.local
@@ -193,7 +193,9 @@ class ArticleMatcher:
                     break
 
     def _is_quoted_work(self, label: str | None) -> bool:
-        return label is not None and label not in UNQUOTED_WORKS and self.taxonomy.coarse(label) == "creative work"
+        return (
+            label is not None and label not in UNQUOTED_WORKS and self.taxonomy.most_general(label) == "creative work"
+        )
 
     def _compound(self, tokens: list[str], span: Span) -> Span:
         """An element before "oxide", "sulfate", ... is part of a compound's name."""
@@ -243,7 +245,7 @@ class ArticleMatcher:
     def _may_be_one(self, tokens: list[str], before: Span, behind: Span) -> bool:
         """Whether "Bath and Wells Railway" may be one name."""
         built = behind.label == self.lists.heads.get(tokens[behind.end - 1]) and behind.end - behind.start > 1
-        return built and before.end - before.start == 1 and self.taxonomy.coarse(before.label) == "location"
+        return built and before.end - before.start == 1 and self.taxonomy.most_general(before.label) == "location"
 
     def _may_be_left(self, tokens: list[str], at: int, owner: list[Span | None]) -> bool:
         token = tokens[at]
@@ -253,7 +255,7 @@ class ArticleMatcher:
             return False
         following = next((i for i in range(at + 1, len(tokens)) if tokens[i] not in self.lists.titles | {"."}), None)
         person = following is not None and owner[following] is not None
-        person = person and self.taxonomy.coarse(owner[following].label) == "person"  # type: ignore[union-attr,index]
+        person = person and self.taxonomy.most_general(owner[following].label) == "person"  # type: ignore[union-attr,index]
         return bool(person) or token not in ONLY_TITLES
 
     def _is_sentence_word(self, tokens: list[str], owner: list[Span | None]) -> bool:

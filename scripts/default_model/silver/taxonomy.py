@@ -1,6 +1,6 @@
 """Types and what definitions say of them: the taxonomy's file, tokens, and the type phrase of "X is a ...".
 
-In: `silver_types.json`, sentences and titles. Out: `Taxonomy`, tokens, type phrases and their types.
+In: `taxonomy.json`, sentences and titles. Out: `Taxonomy`, tokens, type phrases and their types.
 Knows nothing of a corpus, of names or of mentions in running text.
 """
 
@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+TAXONOMY = Path(__file__).with_name("taxonomy.json")
 # Dotted initials; words, hyphenated and with an apostrophe; a possessive "'s"; anything else by itself.
 TOKEN = re.compile(
     r"(?:[A-Z]\.)+(?![^\W\d_])"
@@ -29,7 +30,7 @@ def tokenize(text: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Taxonomy:
-    """The types and word lists of `silver_types.json`.
+    """The types and word lists of `taxonomy.json`.
 
     Attributes:
         types: label -> its ancestors, the nearest first.
@@ -68,7 +69,7 @@ class Taxonomy:
         """A list of words."""
         return frozenset(self.lists[kind])
 
-    def coarse(self, label: str) -> str:
+    def most_general(self, label: str) -> str:
         """The farthest ancestor: "guitarist" -> "person"."""
         ancestors = self.types.get(label)
         return ancestors[-1] if ancestors else label
