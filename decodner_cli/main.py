@@ -169,6 +169,7 @@ def _load(model: str, options: argparse.Namespace) -> Pipe:
     from transformers import pipeline
     from transformers.utils import logging
 
+    from decodner_hf.core.checkpoints import UnusableModelError
     from decodner_hf.core.pipeline import DecodNERPipeline
     from decodner_hf.registration import register
 
@@ -190,6 +191,8 @@ def _load(model: str, options: argparse.Namespace) -> Pipe:
             pipeline_class=DecodNERPipeline,
             **{name: value for name, value in chosen.items() if value is not None},
         )
+    except UnusableModelError as error:
+        raise ValueError(str(error)) from None
     except EXPECTED:
         raise
     except Exception as error:  # what broken files raise in the libraries that read them: KeyError, SafetensorError
