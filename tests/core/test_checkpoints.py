@@ -316,9 +316,7 @@ def test_finite_weights_whose_logits_overflow_are_not_blamed(tmp_path):
         native.lm_head.weight.mul_(1e-2)
         native.model.norm.weight.fill_(1e4)
     native.save_pretrained(tmp_path)
-    with pytest.raises(
-        ValueError, match=r"not finite in torch\.float16, although its weights are: load it"
-    ):
+    with pytest.raises(ValueError, match=r"not finite in torch\.float16, although its weights are: load it"):
         DecodNERForSpanClassification.from_pretrained(tmp_path, dtype=torch.float16)
 
 
@@ -397,7 +395,5 @@ def test_an_older_peft_is_named_with_what_it_must_be(own_directory, monkeypatch)
     path, _ = own_directory
     model = DecodNERForSpanClassification.from_pretrained(path)
     monkeypatch.setattr("decodner_hf.core.adapters.version", {"peft": "0.17.1", "transformers": "5.24.0"}.get)
-    with pytest.raises(
-        ImportError, match=r"PEFT 0\.19\.1 or newer with transformers 5\.24\.0, but PEFT 0\.17\.1"
-    ):
+    with pytest.raises(ImportError, match=r"PEFT 0\.19\.1 or newer with transformers 5\.24\.0, but PEFT 0\.17\.1"):
         model.add_adapter(lora())
