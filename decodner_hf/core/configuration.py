@@ -7,7 +7,7 @@ Knows nothing of tokenizers, tensors or weights.
 import copy
 from collections.abc import Mapping, Sequence
 from numbers import Real
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeGuard
 
 from transformers import AutoConfig, PreTrainedConfig
 
@@ -53,6 +53,11 @@ def normalize_labels(labels: Mapping[str, str | None] | Sequence[str]) -> dict[s
         if description is not None and not isinstance(description, str):
             raise ValueError(f"the description of label {name!r} must be a string or None, not {description!r}.")
     return named
+
+
+def is_count(value: object, least: int = 1) -> TypeGuard[int]:
+    """Returns whether `value` is an integer of at least `least`; True and False are none."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def check_threshold(value: object, of: str) -> float:
@@ -101,7 +106,7 @@ class DecodNERConfig(PreTrainedConfig):
         self._set_text_config()
         self._set_labels()
         self._set_prompt()
-        if isinstance(self.max_span_words, bool) or self.max_span_words < 1:
+        if not is_count(self.max_span_words):
             raise ValueError(f"max_span_words must be at least 1, not {self.max_span_words!r}.")
         self.threshold = check_threshold(self.threshold, "the model")
         self.label_thresholds = {

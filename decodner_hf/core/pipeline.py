@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from transformers import Pipeline
 
-from .configuration import check_threshold, normalize_labels
+from .configuration import check_threshold, is_count, normalize_labels
 from .decoding import decode_entities, merge_shards
 from .hub import upload, write_model_card, write_tokenizer
 from .modeling import DecodNERForSpanClassification
@@ -81,8 +81,7 @@ class DecodNERPipeline(Pipeline):
     ) -> None:
         """Wraps `model` where it is a plain decoder; the model object that was passed is left as it is."""
         check_tokenizer(tokenizer)
-        is_count = isinstance(token_budget, int) and not isinstance(token_budget, bool)
-        if token_budget is not None and (not is_count or token_budget < 1):
+        if token_budget is not None and not is_count(token_budget):
             raise ValueError(f"token_budget must be a number of tokens of at least 1, not {token_budget!r}.")
         if getattr(model.config, "model_type", None) != "decodner":
             model = DecodNERForSpanClassification.from_backbone(model)

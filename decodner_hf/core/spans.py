@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .arrays import bounds_of, ramp_of
 from .candidates import Spans, Spots, read_documents, read_spans
+from .configuration import is_count
 from .forest import SpanPaths
 from .prompting import PromptTemplate
 from .span_tokens import Page, PagePaths, trace
@@ -120,7 +121,7 @@ def encode_documents(
             pairs of integers, empty, out of range or without a token.
     """
     check_tokenizer(tokenizer)
-    if isinstance(max_span_words, bool) or not isinstance(max_span_words, int) or max_span_words < 1:
+    if not is_count(max_span_words):
         raise ValueError(f"max_span_words must be at least 1, not {max_span_words!r}.")
     texts, words = read_documents(documents, is_split_into_words)
     given = [None] * len(texts) if spans is None else list(spans)

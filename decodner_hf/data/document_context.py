@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ..core.configuration import is_count
 from ..core.words import split_words
 from .examples import Example, word_starts
 
@@ -38,7 +39,7 @@ class Context:
         """Checks the values."""
         if self.kind not in CONTEXTS:
             raise ValueError(f"the context must be one of {', '.join(CONTEXTS)}, not {self.kind!r}.")
-        if isinstance(self.words, bool) or not isinstance(self.words, int) or self.words < 1:
+        if not is_count(self.words):
             raise ValueError(f"the words of a context must be at least 1, not {self.words!r}.")
 
 

@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+from ..core.configuration import is_count
 from .example_rows import named_source, read_rows
 from .label_maps import LabelMap
 from .tag_schemes import tags_to_entities
@@ -97,7 +98,7 @@ def load_examples(
         OSError: a file that cannot be read.
         ImportError: `datasets` is needed and not installed.
     """
-    if limit is not None and (isinstance(limit, bool) or limit < 1):
+    if limit is not None and not is_count(limit):
         raise ValueError(f"limit must be at least 1, not {limit!r}.")
     names = None if label_map is None else LabelMap.read(label_map)
     columns = _Columns(text_column, tokens_column, tags_column, entities_column)

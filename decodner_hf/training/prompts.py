@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from ..core.arrays import bounds_of, ramp_of
+from ..core.configuration import is_count
 from ..core.prompting import LabelSymbols, PromptTemplate, TooManyLabelsError, choose_symbols
 from ..core.scoring import EncodedPrompt
 from ..core.tokenization import continuation_ids
@@ -58,7 +59,7 @@ class OpenTypes:
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        if isinstance(self.most, bool) or not 1 <= self.most <= POOL:
+        if not is_count(self.most) or self.most > POOL:
             raise ValueError(f"most must be from 1 to {POOL} labels a prompt, not {self.most!r}.")
         for name in ("keep", "described", "recased", "strange_symbols", "strangers", "lifted", "coarse"):
             if not 0.0 <= getattr(self, name) <= 1.0:

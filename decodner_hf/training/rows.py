@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from ..core.arrays import ramp_of
+from ..core.configuration import is_count
 from ..core.forest import TokenForest, build_forest
 from ..core.label_head import UNLABELLED
 from ..core.scoring import EncodedPrompt
@@ -80,7 +81,7 @@ class PackedRows(Dataset[dict[str, Any]]):
         """
         if not 0.0 <= token_noise < 1.0:
             raise ValueError(f"token_noise must be from 0 to below 1, not {token_noise!r}.")
-        if isinstance(epochs, bool) or epochs < 1:
+        if not is_count(epochs):
             raise ValueError(f"epochs must be at least 1, not {epochs!r}.")
         self.encoded, self.prompt, self.row_tokens = encoded, prompt, row_tokens
         self.seed, self.pad_token_id, self.token_noise = seed, pad_token_id, token_noise

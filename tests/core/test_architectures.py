@@ -49,7 +49,7 @@ CASES = {
     "smollm3": ("smollm3", {}, 1e-9),
     "gpt-neox": ("gpt_neox", {}, 1e-9),
     "gpt2": ("gpt2", {}, 1e-9),
-    "gpt-j": ("gptj", {"rotary_dim": 4}, 1e-9),
+    "gpt-j": ("gptj", {"rotary_dim": 4}, 1e-5),
     "gpt-oss": ("gpt_oss", {}, 1e-9),
     "granite": ("granite", {}, 1e-9),
     "cohere": ("cohere", {}, 1e-9),
