@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import Cache, CacheLayerMixin
 
-from .configuration import is_count
+from .validation import is_count
 
 GROWTH = 1.5  # an unbounded buffer that must grow grows by at least this factor
 MIN_CAPACITY = 256  # tokens

@@ -7,11 +7,12 @@ Knows nothing of tokenizers, tensors or weights.
 import copy
 from collections.abc import Mapping, Sequence
 from numbers import Real
-from typing import Any, ClassVar, TypeGuard
+from typing import Any, ClassVar
 
 from transformers import AutoConfig, PreTrainedConfig
 
 from .transformers_private import CONFIG_KEYS, CONFIG_PATH
+from .validation import is_count
 
 OVERLAPS = ("flat", "nested", "all")
 FLAT_SELECTIONS = ("greedy", "exact")
@@ -53,11 +54,6 @@ def normalize_labels(labels: Mapping[str, str | None] | Sequence[str]) -> dict[s
         if description is not None and not isinstance(description, str):
             raise ValueError(f"the description of label {name!r} must be a string or None, not {description!r}.")
     return named
-
-
-def is_count(value: object, least: int = 1) -> TypeGuard[int]:
-    """Returns whether `value` is an integer of at least `least`; True and False are none."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def check_threshold(value: object, of: str) -> float:

@@ -16,11 +16,11 @@ from transformers import PreTrainedTokenizerBase
 from .cache import DualBufferCache
 from .compatibility import check_token_ids, input_device, packed_arguments
 from .compilation import without_gradients
-from .configuration import is_count
 from .forest import rows_forest
 from .modeling import DecodNERForSpanClassification
 from .tokenization import check_texts, continuation_ids
 from .transfers import upload
+from .validation import is_count
 
 
 class UniversalDecoder(DecodNERForSpanClassification):

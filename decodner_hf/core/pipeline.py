@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from transformers import Pipeline
 
-from .configuration import check_threshold, is_count, normalize_labels
+from .configuration import check_threshold, normalize_labels
 from .decoding import decode_entities, merge_shards
 from .hub import upload, write_model_card, write_tokenizer
 from .modeling import DecodNERForSpanClassification
@@ -27,6 +27,7 @@ from .scoring import DocumentScorer, EncodedPrompt, ScoredRun, collect, num_node
 from .spans import EncodedDocument, encode_documents, split_into_windows, truncate_document
 from .streaming import EntityStream
 from .tokenization import check_texts, check_tokenizer
+from .validation import is_count
 
 logger = logging.getLogger(__name__)
 

@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from .configuration import PROMPT_DEFAULTS, DecodNERConfig, is_count, normalize_labels
+from .configuration import PROMPT_DEFAULTS, DecodNERConfig, normalize_labels
 from .tokenization import check_tokenizer, continuation_ids, opening_ids
+from .validation import is_count
 
 IntArray = NDArray[np.int64]
 CUE_ANCHORS = ("a", ":", "0", "\n")  # a span mostly ends in a letter

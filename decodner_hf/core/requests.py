@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .configuration import FLAT_SELECTIONS, OVERLAPS, is_count
+from .configuration import FLAT_SELECTIONS, OVERLAPS
+from .validation import is_count
 
 AGGREGATIONS = ("simple", "none")
 LONG_DOCUMENTS = ("window", "error", "truncate")

@@ -16,11 +16,11 @@ from transformers import PreTrainedTokenizerBase
 
 from .arrays import bounds_of, ramp_of
 from .candidates import Spans, Spots, read_documents, read_spans
-from .configuration import is_count
 from .forest import SpanPaths
 from .prompting import PromptTemplate
 from .span_tokens import Page, PagePaths, trace
 from .tokenization import check_tokenizer, continuation_ids, encode_with_offsets
+from .validation import is_count
 
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
