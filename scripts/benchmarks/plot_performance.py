@@ -17,7 +17,7 @@ PARTS = ("weight_bytes", "prefix_bytes", "activation_bytes", "graph_bytes")
 
 
 def read_logs(directory: Path) -> dict[str, Figures]:
-    """Returns the JSON line of every log, by the log's name; a ValueError if there is none."""
+    """The JSON line of every log, by the log's name; a ValueError if there is none."""
     found = {}
     for path in sorted(directory.glob("*.log")):
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -112,7 +112,7 @@ def corpus_table(corpora: list[Figures]) -> list[str]:
 
 
 def attention_table(measurements: list[Figures]) -> list[str]:
-    """Returns bench_attention's table in Markdown: a row per size, a column per method, microseconds (TFLOP/s)."""
+    """Returns the Markdown table of bench_attention: a row per size, a column per method, microseconds and TFLOP/s."""
     cells: dict[tuple[int, int, int], dict[str, str]] = {}
     methods: dict[str, None] = {}
     for line in measurements:
