@@ -12,9 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ..core.arrays import BoolArray, FloatArray, IntArray, bounds_of
+from ..core.arrays import BoolArray, Float32Array, FloatArray, IntArray, bounds_of
 from ..core.decoding import label_scores
 from ..core.pipeline import DecodNERPipeline
 from ..core.requests import Settings
@@ -48,7 +47,7 @@ class ScoredExamples:
     labels: tuple[str, ...]
     start: IntArray
     end: IntArray
-    label_logits: NDArray[Any]
+    label_logits: Float32Array
     cu_spans: IntArray
     gold: SpanTable
     documents: IntArray
@@ -194,7 +193,7 @@ def score_examples(
     passages = passages_of(examples, context)
     coverage = np.zeros(len(COVERAGE_KINDS), np.int64)
     columns: list[tuple[IntArray, ...]] = []
-    logits: list[NDArray[Any]] = []
+    logits: list[Float32Array] = []
     for passage, prepared, scores in _scored(pipe, passages, settings):
         coverage += _coverage(passage.example, prepared, settings.max_span_words)
         columns += [_columns(passage, window.candidates.start, window.candidates.end) for window in prepared.windows]
@@ -229,7 +228,7 @@ def _check(examples: Sequence[Example]) -> None:
 
 def _scored(
     pipe: DecodNERPipeline, passages: Sequence[Passage], settings: Settings
-) -> Iterator[tuple[Passage, Prepared, NDArray[Any]]]:
+) -> Iterator[tuple[Passage, Prepared, Float32Array]]:
     """Each passage with its candidates and their label logits; the next ones are encoded while these are scored."""
     groups = [passages[start : start + PASSAGES_AT_ONCE] for start in range(0, len(passages), PASSAGES_AT_ONCE)]
     with ThreadPoolExecutor(1) as worker:
