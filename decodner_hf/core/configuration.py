@@ -163,7 +163,7 @@ class DecodNERConfig(PreTrainedConfig):
 
     @property
     def labels(self) -> dict[str, str | None]:
-        """Returns the model's own labels in prompt order, each with its description or None; empty where it has none."""
+        """Returns the model's own labels in prompt order, each with its description or None; empty without labels."""
         return {name: self.label_descriptions.get(name) for name in self.entity_labels or ()}
 
     def _set_prompt(self) -> None:
