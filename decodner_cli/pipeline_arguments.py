@@ -13,6 +13,7 @@ from typing import NoReturn
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 OVERLAPS = ("flat", "nested", "all")
+WITH_COMMAS = " (a label with a comma in its name goes into --labels-file)"
 LONG_DOCUMENTS = ("window", "error", "truncate")
 
 
@@ -74,7 +75,7 @@ def check_pipeline_arguments(options: argparse.Namespace, fail: Callable[[str], 
     if options.labels_file is not None:
         options.labels = _labels_in(options.labels_file, fail)
     else:
-        options.labels = parse_labels(options.labels, fail) if options.labels else None
+        options.labels = parse_labels(options.labels, fail, WITH_COMMAS) if options.labels else None
     if options.multi_label and options.overlap != "all":
         fail("argument --multi-label: it needs --overlap all")
     thresholds = dict(options.label_threshold)
@@ -88,8 +89,16 @@ def check_pipeline_arguments(options: argparse.Namespace, fail: Callable[[str], 
     options.label_threshold = thresholds
 
 
-def parse_labels(given: Sequence[str], fail: Callable[[str], NoReturn]) -> dict[str, str | None]:
-    """Returns label -> description (or None) from the values of `--labels`; `fail` gets the message."""
+def parse_labels(
+    given: Sequence[str], fail: Callable[[str], NoReturn], with_commas: str = ""
+) -> dict[str, str | None]:
+    """Returns label -> description (or None) from the values of `--labels`.
+
+    Args:
+        given: the values.
+        fail: gets the message about what is wrong.
+        with_commas: what this message adds where a name holds a comma.
+    """
     labels: dict[str, str | None] = {}
     for item in given:
         name, equals, description = item.partition("=")
@@ -98,8 +107,8 @@ def parse_labels(given: Sequence[str], fail: Callable[[str], NoReturn]) -> dict[
         if "," in name:
             parts = " ".join(part.strip() for part in name.split(",") if part.strip())
             fail(
-                f"argument --labels: {name!r} holds a comma; several labels are separated by spaces: --labels {parts} "
-                "(a label with a comma in its name goes into --labels-file)"
+                f"argument --labels: {name!r} holds a comma; several labels are separated by spaces: --labels {parts}"
+                + with_commas
             )
         if name in labels:
             fail(f"argument --labels: {name!r} is named twice")
