@@ -25,10 +25,6 @@ IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
 
 
-class NoWindowError(ValueError):
-    """So little room that a document's windows cannot hold a candidate, or a single word."""
-
-
 @dataclass(frozen=True)
 class CandidateSpans:
     """The S candidate spans of one document.
@@ -171,135 +167,86 @@ def _split(page: Page, texts: Sequence[str], spots: Spots, paths: PagePaths) -> 
     ]
 
 
-def split_into_windows(
-    document: EncodedDocument,
-    max_tokens: int,
-    tokenizer: PreTrainedTokenizerBase,
-    template: PromptTemplate,
-    *,
-    overlap: float = 0.25,
-) -> list[EncodedDocument]:
-    """Cuts a document that is too long for the model into overlapping windows, which share out its candidates.
-
-    Windows begin and end at words and are tokenized like documents of their own. They overlap by a part `overlap` of
-    a window, and by no fewer words than the longest candidate has. Each candidate belongs to the one window that shows
-    the most words on its poorer side; windows without candidates are left out. Text, words and offsets stay those of
-    the whole document.
-
-    Args:
-        document: what `encode_documents` made.
-        max_tokens: room for the chain and the longest candidate behind it.
-        tokenizer: the tokenizer that `document` was encoded with.
-        template: likewise.
-        overlap: part of a window that the next one repeats, 0 <= overlap < 1.
-
-    Returns:
-        At least one window; `[document]` where it fits.
-
-    Raises:
-        NoWindowError: so little room that a window cannot hold a candidate, or a single word.
-        ValueError: an overlap out of range.
-    """
-    if not 0 <= overlap < 1:
-        raise ValueError(f"overlap must be a number from 0 to below 1, not {overlap!r}.")
-    candidates = document.candidates
-    room = max_tokens - candidates.longest
-    if len(document.chain_token_ids) <= room:
-        return [document]
-    first, last, chains = _fit_windows(document, room, tokenizer, template, overlap)
-    owner = _owners(candidates, first, last, len(document.word_starts))
-    owners = np.unique(owner) if candidates.num_spans else [0]
-    return [
-        replace(document, chain_token_ids=chains[window], candidates=candidates.select(owner == window))
-        for window in owners
-    ]
+def read_documents(
+    documents: Sequence[str] | Sequence[Sequence[str]], is_split_into_words: bool
+) -> tuple[list[str], tuple[IntArray, IntArray, IntArray]]:
+    """The documents' texts, and their words as `split_texts` gives them."""
+    if isinstance(documents, str | bytes) or not isinstance(documents, Sequence):
+        raise ValueError(f"documents must be a list, not {type(documents).__name__}: put a single document in a list.")
+    texts: list[str] = []
+    if not is_split_into_words:
+        check_texts(documents, "the documents")  # type: ignore[arg-type]  # finds out what they are
+        texts.extend(document for document in documents if isinstance(document, str))
+        return texts, split_texts(texts)
+    words = [np.empty(0, np.int64)]  # the length of each
+    for number, document in enumerate(documents):
+        check_texts(document, f"the words of document {number}")
+        lengths = np.fromiter((len(word) for word in document), np.int64, len(document))
+        if not lengths.all():
+            raise ValueError(f"word {int(lengths.argmin())} of document {number} is an empty string: leave it out.")
+        texts.append(" ".join(document))
+        words.append(lengths)
+    counts = np.fromiter((len(lengths) for lengths in words[1:]), np.int64, len(texts))
+    lengths = np.concatenate(words)
+    behind = np.cumsum(lengths + 1)
+    ends = behind - 1 - np.repeat(np.append(0, behind)[bounds_of(counts)[:-1]], counts)
+    return texts, (ends - lengths, ends, counts)
 
 
-def _owners(candidates: CandidateSpans, first: IntArray, last: IntArray, num_words: int) -> IntArray:
-    """The window [S] of each candidate: of those that hold it, the one with the most words on its poorer side.
-
-    `first` and `last` are the windows' words, half-open. Where the document itself ends, nothing is missing.
-    """
-    lowest = np.searchsorted(last, candidates.end_word, side="left")  # the windows that hold a candidate: from, to
-    highest = np.searchsorted(first, candidates.start_word, side="right") - 1
-    owner, most = lowest, np.full(candidates.num_spans, -1)
-    for step in range(int((highest - lowest).max(initial=0)) + 1):
-        window = np.minimum(lowest + step, highest)
-        before = np.where(window == 0, num_words, candidates.start_word - first[window])
-        behind = np.where(window == len(first) - 1, num_words, last[window] - candidates.end_word)
-        context = np.minimum(before, behind)
-        owner, most = np.where(context > most, window, owner), np.maximum(context, most)
-    return owner
-
-
-def truncate_document(
-    document: EncodedDocument, max_tokens: int, tokenizer: PreTrainedTokenizerBase, template: PromptTemplate
-) -> tuple[EncodedDocument, int]:
-    """Keeps the beginning of a document that is too long for the model; for the arguments see `split_into_windows`.
-
-    Returns:
-        The document with the chain and the candidates of its first window, and the number of characters kept.
-
-    Raises:
-        NoWindowError: as `split_into_windows`.
-    """
-    room = max_tokens - document.candidates.longest
-    if len(document.chain_token_ids) <= room:
-        return document, len(document.text)
-    _, last, chains = _fit_windows(document, room, tokenizer, template, 0.0)
-    kept = document.candidates.select(document.candidates.end_word <= last[0])
-    length = int(document.word_ends[last[0] - 1]) if last[0] else 0
-    return replace(document, chain_token_ids=chains[0], candidates=kept), length
+def read_spans(given: Spans, page: Page, document: int, in_words: bool) -> IntArray:
+    """A document's own spans as rows (start, end, start_word, end_word), int64 [S, 4], counted within the document."""
+    if not isinstance(given, Sequence | np.ndarray) or isinstance(given, str | bytes):
+        raise ValueError(f"the spans of document {document} must be a list of pairs, not {type(given).__name__}.")
+    if not len(given):
+        return np.empty((0, 4), np.int64)
+    try:
+        pairs = np.asarray(given)
+    except ValueError:  # numpy's complaint about rows of different lengths; ours follows
+        pairs = np.empty(0)
+    if pairs.ndim != 2 or pairs.shape[1] != 2 or pairs.dtype.kind not in "iu":
+        raise ValueError(
+            f"the spans of document {document} must be pairs of integers (start, end), not {given!r:.200}."
+        )
+    word_starts, word_ends = page.words_of(document)
+    limit, unit = (len(word_starts), "words") if in_words else (int(page.text_lengths[document]), "characters")
+    start, end = pairs.astype(np.int64).T
+    wrong = np.flatnonzero((start < 0) | (start >= end) | (end > limit))
+    if len(wrong):
+        raise ValueError(
+            f"span {tuple(pairs[wrong[0]].tolist())} of document {document} is empty or out of range: "
+            f"0 <= start < end <= {limit} {unit} is needed (end is half-open)."
+        )
+    if in_words:
+        return np.stack([word_starts[start], word_ends[end - 1], start, end], axis=1)
+    start_word = np.searchsorted(word_ends, start, side="right")
+    return np.stack([start, end, start_word, np.searchsorted(word_starts, end, side="left")], axis=1)
 
 
-def _fit_windows(
-    document: EncodedDocument, room: int, tokenizer: PreTrainedTokenizerBase, template: PromptTemplate, overlap: float
-) -> tuple[IntArray, IntArray, list[IntArray]]:
-    """Each window's first word, the word behind its last one, and its chain of at most `room` tokens."""
-    head, tail, text = template.document_head, template.document_tail, document.text
-    ((_, token_starts, _),) = encode_with_offsets(tokenizer, [f"{head}{text}{tail}"])
-    reached = np.maximum.accumulate(token_starts)
-    token_starts, token_ends = (
-        np.searchsorted(reached, bounds + len(head)) for bounds in (document.word_starts, document.word_ends)
-    )  # [W] each: tokens that begin before the word, and before its end
-    frame = len(continuation_ids(tokenizer, [f"{head}{tail}"])[0])
-    longest = int((document.candidates.end_word - document.candidates.start_word).max(initial=1))
-    slack = 1  # a window's own tokens may be a few more than its share of the document's
-    while True:
-        first, last = _place_windows(token_starts, token_ends, room - frame - slack, longest, overlap)
-        texts = [
-            text[document.word_starts[start] : document.word_ends[end - 1]] if end else ""
-            for start, end in zip(first.tolist(), last.tolist(), strict=True)
-        ]
-        chains = continuation_ids(tokenizer, [f"{head}{part}{tail}" for part in texts])
-        excess = max(len(chain) for chain in chains) - room
-        if excess <= 0:
-            return first, last, chains
-        slack += excess
+@dataclass(frozen=True)
+class Spots:
+    """Where the S candidates of all documents stand: characters on the page, words within each document."""
 
+    document: IntArray
+    start: IntArray
+    end: IntArray
+    start_word: IntArray
+    end_word: IntArray
 
-def _place_windows(
-    token_starts: IntArray, token_ends: IntArray, room: int, longest: int, overlap: float
-) -> tuple[IntArray, IntArray]:
-    """Windows of at most `room` text tokens as words [first, last); the next one starts `longest` words earlier."""
-    num_words, ends = len(token_starts), np.append(0, token_ends)  # ends[v]: tokens up to the end of word v - 1
-    if not num_words:
-        return np.zeros(1, np.int64), np.zeros(1, np.int64)
-    windows: list[tuple[int, int]] = []
-    start = 0
-    while not windows or windows[-1][1] < num_words:
-        end = int(np.searchsorted(ends, token_starts[start] + room, side="right")) - 1
-        needed = min(start + longest, num_words)
-        if end < needed:
-            raise NoWindowError(
-                f"words {start} to {needed - 1} take {ends[needed] - token_starts[start]} tokens, but a window has "
-                f"room for {max(room, 0)} beside the prompt and the longest span: use a model with more positions, a "
-                "shorter prompt or a smaller max_span_words, or break up overlong words."
-            )
-        if end == num_words:
-            start = int(np.searchsorted(token_starts, ends[end] - room, side="left"))
-        windows.append((start, end))
-        repeated = int(np.searchsorted(token_starts, ends[end] - overlap * room, side="left"))
-        start = max(start + 1, min(end - longest, repeated))
-    first, last = np.array(windows, np.int64).T
-    return first, last
+    @classmethod
+    def gather(cls, page: Page, limits: IntArray, own: Sequence[IntArray | None]) -> "Spots":
+        """All runs of up to `limits[document]` words, and the documents' `own` spans; document after document."""
+        word_document = np.repeat(np.arange(len(limits)), np.diff(page.cu_words))
+        word = np.arange(len(word_document))
+        counts = np.minimum(limits[word_document], page.cu_words[word_document + 1] - word)
+        document, first = np.repeat(word_document, counts), np.repeat(word, counts)
+        last = first + ramp_of(counts)
+        shift = page.cu_words[document]
+        runs = np.stack([page.word_starts[first], page.word_ends[last], first - shift, last + 1 - shift])
+        rows = np.concatenate([spans for spans in own if spans is not None] or [np.empty((0, 4), np.int64)]).T
+        row_document = np.repeat(np.arange(len(own)), [0 if spans is None else len(spans) for spans in own])
+        rows[:2] += page.text_starts[row_document]
+        if rows.size:
+            document = np.concatenate([document, row_document])
+            order = np.argsort(document, kind="stable")
+            document, runs = document[order], np.concatenate([runs, rows], axis=1)[:, order]
+        return cls(document, *runs)
