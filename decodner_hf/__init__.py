@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING or "decodner_command" not in sys.modules:
     from .core.cache import DualBufferCache
     from .core.configuration import DecodNERConfig
-    from .core.decoding import Entity, get_entity_scores
+    from .core.decoding import Entity
     from .core.forest import SpanPaths, TokenForest, build_forest
-    from .core.modeling import DecodNERForSpanClassification, SpanClassifierOutput, UniversalDecoder
+    from .core.low_level import UniversalDecoder, get_entity_scores, get_label_token_ids, tokenize_spans
+    from .core.modeling import DecodNERForSpanClassification, SpanClassifierOutput
     from .core.pipeline import DecodNERPipeline
-    from .core.prompting import PromptTemplate, get_label_token_ids
-    from .core.tokenization import tokenize_spans
+    from .core.prompting import PromptTemplate
     from .registration import register
 
     register()

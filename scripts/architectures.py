@@ -13,7 +13,7 @@ import torch
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from decodner_hf import DecodNERForSpanClassification, DualBufferCache, SpanPaths, build_forest
+from decodner_hf import DualBufferCache, SpanPaths, UniversalDecoder, build_forest
 from decodner_hf.core.compatibility import native_class
 
 VOCABULARY = 64
@@ -179,7 +179,7 @@ def measure_exactness(native: PreTrainedModel, seed: int = 0) -> Exactness:
         native,
         [instruction + doc + span for doc, found in zip(documents, spans, strict=True) for span in found],
     )
-    model = DecodNERForSpanClassification.from_backbone(native)
+    model = UniversalDecoder.from_backbone(native)
     instruction_cache = model.encode_prefix(instruction)
     symbols = torch.arange(3, 3 + ALPHABET)
     expected = reference[:, symbols]
@@ -196,7 +196,7 @@ def measure_exactness(native: PreTrainedModel, seed: int = 0) -> Exactness:
 
     forest = build_forest(documents, [SpanPaths.from_lists(found) for found in spans]).below(instruction)
     wrong = replace(forest, subtree_end=torch.full_like(forest.subtree_end, forest.num_nodes - 1))
-    with patch.object(model, "_check_structure"):  # which refuses a mask that does not fit the positions
+    with patch("decodner_hf.core.modeling.check_structure"):  # which refuses a mask that does not fit the positions
         control = model.score_forest(wrong, symbols)
     differences = {
         "cached": cached() - expected,
@@ -210,9 +210,7 @@ def measure_exactness(native: PreTrainedModel, seed: int = 0) -> Exactness:
     return Exactness(**worst, largest_logit=float(reference.abs().max()), row_head=row_head)
 
 
-def _padded_logits(
-    model: DecodNERForSpanClassification, prefix: Sequence[int], spans: Sequence[Sequence[int]]
-) -> torch.Tensor:
+def _padded_logits(model: UniversalDecoder, prefix: Sequence[int], spans: Sequence[Sequence[int]]) -> torch.Tensor:
     """Logits [S, V] at each span's last token by the padded API, in mini-batches and, for one span, in one call."""
     ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(span) for span in spans], batch_first=True)
     cache = DualBufferCache(max_prefix_len=len(prefix), max_suffix_len=ids.shape[1])

@@ -114,9 +114,9 @@ def test_the_folder_holds_what_is_needed_and_nothing_of_the_machine_it_was_made_
 
 
 def test_an_installation_without_it_says_so_when_it_is_asked_for(monkeypatch, capsys):
-    monkeypatch.setattr(default, "__file__", "nowhere/__init__.py")
+    monkeypatch.setattr(default, "FOLDER", Path("nowhere"))
     with pytest.raises(FileNotFoundError, match="this installation has no default model"):
-        pipeline("decodner-ner")
+        default.default_model()
     monkeypatch.delenv("DECODNER_MODEL", raising=False)
     assert cli.main([SHOWN]) == 1
     assert "this installation has no default model" in capsys.readouterr().err

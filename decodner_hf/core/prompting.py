@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from .configuration import PROMPT_DEFAULTS, DecodNERConfig, normalize_labels
-from .tokenization import check_texts, check_tokenizer, continuation_ids, opening_ids
+from .tokenization import check_tokenizer, continuation_ids, opening_ids
 
 IntArray = NDArray[np.int64]
 CUE_ANCHORS = ("a", ":", "0", "\n")  # a span mostly ends in a letter
@@ -190,31 +190,6 @@ def shard_labels(labels: Mapping[str, str | None], max_labels: int) -> list[dict
     count = -(-len(items) // max_labels)
     bounds = [len(items) * shard // count for shard in range(count + 1)]
     return [dict(items[start:end]) for start, end in pairwise(bounds)]
-
-
-def get_label_token_ids(labels: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Token id of each label, as it stands in the middle of a prompt.
-
-    Raises:
-        ValueError: naming each label that is not exactly one token, with its tokens, and labels that share a token.
-    """
-    check_texts(labels, "labels")
-    if not labels:
-        raise ValueError("no labels were given: pass at least one.")
-    tokens = [ids.tolist() for ids in continuation_ids(tokenizer, labels)]
-    faults = [
-        f"{label!r} is {len(ids)} tokens {tokenizer.convert_ids_to_tokens(ids)}"
-        for label, ids in zip(labels, tokens, strict=True)
-        if len(ids) != 1
-    ]
-    sharing: dict[int, list[str]] = {}
-    for label, ids in zip(labels, tokens, strict=True):
-        if len(ids) == 1:
-            sharing.setdefault(ids[0], []).append(label)
-    faults += [f"{names} share the token {token}" for token, names in sharing.items() if len(names) > 1]
-    if faults:
-        raise ValueError(f"each label must be one token of its own: {'; '.join(faults)}. Use digits or letters.")
-    return [ids[0] for ids in tokens]
 
 
 def _numbers(tokenizer: PreTrainedTokenizerBase, count: int) -> dict[str, int]:

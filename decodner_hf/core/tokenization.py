@@ -13,7 +13,6 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
@@ -141,43 +140,6 @@ def opening_ids(tokenizer: PreTrainedTokenizerBase, text: str, *, special_tokens
     added = np.array(encoding.special_tokens_mask, bool)
     kept = int(np.flatnonzero(~added).max(initial=-1)) + 1
     return np.array(encoding.ids[: kept or None], np.int64)
-
-
-def tokenize_spans(
-    spans: str | Sequence[str], tokenizer: PreTrainedTokenizerBase, prefix_len: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Tokenizes spans, each as it stands after a space, into a right-padded batch that follows a shared prefix.
-
-    Args:
-        spans: one span or B of them.
-        tokenizer: a fast tokenizer; without a pad token the padding is its end token, or 0.
-        prefix_len: number of tokens before the spans.
-
-    Returns:
-        span_ids, position_ids and attention_mask, each int64 [B, L]. Every row's positions are
-        prefix_len .. prefix_len + L - 1; the mask is 1 at a span's own tokens.
-
-    Raises:
-        ValueError: no span, a blank span, one that is not a string, or a negative prefix_len.
-    """
-    rows = [spans] if isinstance(spans, str) else spans
-    check_texts(rows, "spans")
-    if not rows:
-        raise ValueError("no spans were given: pass at least one.")
-    if isinstance(prefix_len, bool) or not isinstance(prefix_len, int) or prefix_len < 0:
-        raise ValueError(f"prefix_len must be a number of tokens, 0 or more, not {prefix_len!r}.")
-    blank = [index for index, span in enumerate(rows) if not span.strip()]
-    token_ids = continuation_ids(tokenizer, [f" {span}" for span in rows])
-    empty = blank or [index for index, ids in enumerate(token_ids) if not len(ids)]
-    if empty:
-        raise ValueError(f"span {empty[0]} ({rows[empty[0]]!r}) is empty: every span needs at least one token.")
-    padding = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if isinstance(i, int)), 0)
-    lengths = torch.tensor([len(ids) for ids in token_ids])
-    positions = torch.arange(int(lengths.max()))  # [L]
-    mask = positions < lengths[:, None]  # [B, L]
-    span_ids = torch.full(mask.shape, padding)
-    span_ids[mask] = torch.from_numpy(np.concatenate(token_ids))
-    return span_ids, (positions + prefix_len).repeat(len(rows), 1), mask.to(torch.int64)
 
 
 def _continuations(

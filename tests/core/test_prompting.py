@@ -6,12 +6,12 @@ from tokenizers import Tokenizer, models
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from decodner_hf.core.configuration import PROMPT_DEFAULTS, DecodNERConfig
+from decodner_hf.core.low_level import get_label_token_ids, tokenize_spans
 from decodner_hf.core.prompting import (
     LabelSymbols,
     PromptTemplate,
     TooManyLabelsError,
     choose_symbols,
-    get_label_token_ids,
     shard_labels,
 )
 from decodner_hf.core.tokenization import (
@@ -20,7 +20,6 @@ from decodner_hf.core.tokenization import (
     encode_with_offsets,
     opening_ids,
     private_tokenizer,
-    tokenize_spans,
 )
 
 LABELS = {"Person": None, "Company": "a firm", "Location": None}

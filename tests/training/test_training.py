@@ -16,7 +16,7 @@ from decodner_cli.training_arguments import add_train_arguments
 from decodner_hf import DecodNERConfig, DecodNERForSpanClassification, PromptTemplate
 from decodner_hf.core.attention import ForestPlan, LayerWindow, forest_attention_reference
 from decodner_hf.core.attention_flex import BLOCK, flex_block_mask, flex_supports, forest_attention_flex
-from decodner_hf.core.loss import UNLABELLED, span_loss
+from decodner_hf.core.label_head import UNLABELLED, span_loss
 from decodner_hf.data.decontamination import drop_overlaps
 from decodner_hf.data.document_context import Context
 from decodner_hf.data.examples import Example
