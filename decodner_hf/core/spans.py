@@ -1,28 +1,41 @@
-"""Finds the candidate spans of documents and cuts each one's tokens out of its document's own tokens.
+"""Encodes documents: finds their candidate spans and cuts each one's tokens out of its document's own tokens.
 
 In: texts (or lists of words), a fast tokenizer, a prompt template. Out: one `EncodedDocument` each, whose candidates
 are character offsets into the text, word indices and token paths: `text[start:end]` is the span, always.
-A batch is laid out as one page of characters and one row of tokens, so that no step loops over spans.
+A batch is tokenized as one row of characters and one of tokens, so that no step loops over spans.
 Knows nothing of labels, models or attention.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from .arrays import bounds_of, ramp_of
-from .candidates import Spans, Spots, read_documents, read_spans
+from .arrays import BoolArray, IntArray, bounds_of, ramp_of
+from .configuration import check_count
 from .forest import SpanPaths
 from .prompting import PromptTemplate
-from .span_tokens import Page, PagePaths, trace
-from .tokenization import check_tokenizer, continuation_ids, encode_with_offsets
+from .span_tokens import BatchPaths, TokenizedBatch, span_paths
+from .tokenization import check_tokenizer, text_problem
+from .words import split_texts
 
-IntArray = NDArray[np.int64]
-BoolArray = NDArray[np.bool_]
+Spans = Sequence[tuple[int, int]] | IntArray
+
+
+class DocumentError(ValueError):
+    """A document that cannot be encoded or scored.
+
+    Attributes:
+        number: the document's number in what was given, from 0; None where only one was given.
+        reason: what is wrong with it.
+    """
+
+    def __init__(self, number: int | None, reason: str) -> None:
+        """Makes the message, which names the document unless it is the only one."""
+        super().__init__(reason if number is None else f"document {number}: {reason}")
+        self.number, self.reason = number, reason
 
 
 @dataclass(frozen=True)
@@ -31,9 +44,9 @@ class CandidateSpans:
 
     Attributes:
         start: int64 [S], first character in the user's text.
-        end: int64 [S], character behind the last one (half-open).
+        end: int64 [S], one past its last character.
         start_word: int64 [S], index of the first word that the span touches.
-        end_word: int64 [S], index behind the last one (half-open).
+        end_word: int64 [S], one past the last one.
         paths: the spans' tokens.
     """
 
@@ -66,13 +79,13 @@ class CandidateSpans:
 
 @dataclass(frozen=True)
 class EncodedDocument:
-    """One document, ready to be hung below the prompt's prefix.
+    """One document, ready to be placed below the prompt's prefix.
 
     Attributes:
         text: the user's text; words given as such joined by single spaces.
         chain_token_ids: int64 [n], the tokens of document head, text and document tail.
         word_starts: int64 [W], first character of each word.
-        word_ends: int64 [W], character behind each word.
+        word_ends: int64 [W], one past the last character of each word.
         candidates: the candidate spans.
     """
 
@@ -81,6 +94,11 @@ class EncodedDocument:
     word_starts: IntArray
     word_ends: IntArray
     candidates: CandidateSpans
+
+    @property
+    def max_nodes(self) -> int:
+        """The most forest nodes it can have, answer cues left out: nodes that spans share count repeatedly."""
+        return len(self.chain_token_ids) + len(self.candidates.paths.token_ids)
 
 
 def encode_documents(
@@ -95,7 +113,7 @@ def encode_documents(
     """Tokenizes B documents and makes their candidate spans; each comes out as it would alone.
 
     A span's tokens are a slice of its document's tokens, as if it stood after a space. Where no single space stands
-    before it, its tokens up to the first word end at which a token ends are made anew behind a space. A span that
+    before it, its tokens up to the first word end at which a token ends are made anew after a space. A span that
     does not end where a token ends is tokenized by itself. A span for which the tokenizer has no token (a control
     character that it drops, say) is no candidate.
 
@@ -109,50 +127,54 @@ def encode_documents(
             characters or, with `is_split_into_words`, of word indices. They keep their order.
 
     Returns:
-        One `EncodedDocument` a document. A blank text has no candidates.
+        One `EncodedDocument` per document. A blank text has no candidates.
 
     Raises:
-        ValueError: documents that are not valid text, an empty word, max_span_words below 1, or spans that are not
-            pairs of integers, empty, out of range or without a token.
+        DocumentError: a document that is not valid text, an empty word, or spans that are not pairs of integers,
+            empty, out of range or without a token.
+        ValueError: documents that are no list, max_span_words below 1, or another number of lists of spans.
     """
     check_tokenizer(tokenizer)
-    if isinstance(max_span_words, bool) or not isinstance(max_span_words, int) or max_span_words < 1:
-        raise ValueError(f"max_span_words must be at least 1, not {max_span_words!r}.")
-    texts, words = read_documents(documents, is_split_into_words)
+    check_count(max_span_words, "max_span_words")
+    texts, words = _read_documents(documents, is_split_into_words)
     given = [None] * len(texts) if spans is None else list(spans)
     if len(given) != len(texts):
         raise ValueError(
-            f"{len(texts)} documents but {len(given)} lists of spans were given: one a document is needed."
+            f"{len(texts)} documents but {len(given)} lists of spans were given: one per document is needed."
         )
     if not texts:
         return []
-    page = Page.of(texts, words, tokenizer, template.document_head, template.document_tail)
-    own = [None if g is None else read_spans(g, page, d, is_split_into_words) for d, g in enumerate(given)]
+    batch = TokenizedBatch.of(texts, words, tokenizer, template.document_head, template.document_tail)
+    own = [None if g is None else _read_spans(g, batch, d, is_split_into_words) for d, g in enumerate(given)]
     limits = np.array([max_span_words if g is None else 0 for g in own])
-    spots = Spots.gather(page, limits, own)
-    paths = trace(page, spots.document, spots.start, spots.end, tokenizer)
-    for empty in np.flatnonzero((paths.span_length == 0) & (limits[spots.document] == 0)):
-        span = page.text[spots.start[empty] : spots.end[empty]]
-        raise ValueError(f"the tokenizer has no token for the span {span!r}: leave it out.")
-    return _split(page, texts, spots, paths)
+    candidates = _BatchCandidates.of(batch, limits, own)
+    paths = span_paths(batch, candidates.document, candidates.start, candidates.end, tokenizer)
+    for empty in np.flatnonzero((paths.span_length == 0) & (limits[candidates.document] == 0)):
+        span = batch.text[candidates.start[empty] : candidates.end[empty]]
+        raise DocumentError(
+            int(candidates.document[empty]), f"the tokenizer has no token for the span {span!r}: leave it out."
+        )
+    return _split(batch, texts, candidates, paths)
 
 
-def _split(page: Page, texts: Sequence[str], spots: Spots, paths: PagePaths) -> list[EncodedDocument]:
-    """Takes the page apart into its documents; candidates without tokens are left out."""
+def _split(
+    batch: TokenizedBatch, texts: Sequence[str], candidates: "_BatchCandidates", paths: BatchPaths
+) -> list[EncodedDocument]:
+    """Splits the batch into its documents; candidates without tokens are left out."""
     kept = paths.span_length > 0
-    document, numbers = spots.document[kept], np.arange(len(texts) + 1)
+    document, numbers = candidates.document[kept], np.arange(len(texts) + 1)
     cu_spans, cu_paths = np.searchsorted(document, numbers), np.searchsorted(paths.document, numbers)
     cu_path_tokens, num_bounds = paths.cu_seqlens[cu_paths], np.diff(cu_paths) + 1
     bounds = paths.cu_seqlens[np.repeat(cu_paths[:-1], num_bounds) + ramp_of(num_bounds)]
-    text_starts, word_shift = page.text_starts[document], np.repeat(page.text_starts, np.diff(page.cu_words))
+    text_starts, word_shift = batch.text_starts[document], np.repeat(batch.text_starts, np.diff(batch.cu_words))
     columns = (  # of all documents, and where each one's part of it starts
-        (page.token_ids, page.cu_tokens),
-        (page.word_starts - word_shift, page.cu_words),
-        (page.word_ends - word_shift, page.cu_words),
-        (spots.start[kept] - text_starts, cu_spans),
-        (spots.end[kept] - text_starts, cu_spans),
-        (spots.start_word[kept], cu_spans),
-        (spots.end_word[kept], cu_spans),
+        (batch.token_ids, batch.cu_tokens),
+        (batch.word_starts - word_shift, batch.cu_words),
+        (batch.word_ends - word_shift, batch.cu_words),
+        (candidates.start[kept] - text_starts, cu_spans),
+        (candidates.end[kept] - text_starts, cu_spans),
+        (candidates.start_word[kept], cu_spans),
+        (candidates.end_word[kept], cu_spans),
         (paths.token_ids, cu_path_tokens),
         (bounds - np.repeat(cu_path_tokens[:-1], num_bounds), bounds_of(num_bounds)),
         (paths.span_path[kept] - cu_paths[document], cu_spans),
@@ -167,36 +189,43 @@ def _split(page: Page, texts: Sequence[str], spots: Spots, paths: PagePaths) -> 
     ]
 
 
-def read_documents(
+def _read_documents(
     documents: Sequence[str] | Sequence[Sequence[str]], is_split_into_words: bool
 ) -> tuple[list[str], tuple[IntArray, IntArray, IntArray]]:
     """The documents' texts, and their words as `split_texts` gives them."""
     if isinstance(documents, str | bytes) or not isinstance(documents, Sequence):
         raise ValueError(f"documents must be a list, not {type(documents).__name__}: put a single document in a list.")
     texts: list[str] = []
-    if not is_split_into_words:
-        check_texts(documents, "the documents")  # type: ignore[arg-type]  # finds out what they are
-        texts.extend(document for document in documents if isinstance(document, str))
-        return texts, split_texts(texts)
     words = [np.empty(0, np.int64)]  # the length of each
     for number, document in enumerate(documents):
-        check_texts(document, f"the words of document {number}")
+        if not is_split_into_words:
+            if (problem := text_problem(document)) is not None:
+                raise DocumentError(number, f"the text {problem}")
+            texts.append(str(document))
+            continue
+        if isinstance(document, str) or not isinstance(document, Sequence):
+            raise DocumentError(number, f"the words must be a list of strings, not {type(document).__name__}.")
+        problems = ((index, problem) for index, word in enumerate(document) if (problem := text_problem(word)))
+        for index, problem in problems:
+            raise DocumentError(number, f"word {index} {problem}")
         lengths = np.fromiter((len(word) for word in document), np.int64, len(document))
         if not lengths.all():
-            raise ValueError(f"word {int(lengths.argmin())} of document {number} is an empty string: leave it out.")
+            raise DocumentError(number, f"word {int(lengths.argmin())} is an empty string: leave it out.")
         texts.append(" ".join(document))
         words.append(lengths)
+    if not is_split_into_words:
+        return texts, split_texts(texts)
     counts = np.fromiter((len(lengths) for lengths in words[1:]), np.int64, len(texts))
     lengths = np.concatenate(words)
-    behind = np.cumsum(lengths + 1)
-    ends = behind - 1 - np.repeat(np.append(0, behind)[bounds_of(counts)[:-1]], counts)
+    after_space = np.cumsum(lengths + 1)
+    ends = after_space - 1 - np.repeat(np.append(0, after_space)[bounds_of(counts)[:-1]], counts)
     return texts, (ends - lengths, ends, counts)
 
 
-def read_spans(given: Spans, page: Page, document: int, in_words: bool) -> IntArray:
+def _read_spans(given: Spans, batch: TokenizedBatch, document: int, in_words: bool) -> IntArray:
     """A document's own spans as rows (start, end, start_word, end_word), int64 [S, 4], counted within the document."""
     if not isinstance(given, Sequence | np.ndarray) or isinstance(given, str | bytes):
-        raise ValueError(f"the spans of document {document} must be a list of pairs, not {type(given).__name__}.")
+        raise DocumentError(document, f"the spans must be a list of pairs, not {type(given).__name__}.")
     if not len(given):
         return np.empty((0, 4), np.int64)
     try:
@@ -204,17 +233,16 @@ def read_spans(given: Spans, page: Page, document: int, in_words: bool) -> IntAr
     except ValueError:  # numpy's complaint about rows of different lengths; ours follows
         pairs = np.empty(0)
     if pairs.ndim != 2 or pairs.shape[1] != 2 or pairs.dtype.kind not in "iu":
-        raise ValueError(
-            f"the spans of document {document} must be pairs of integers (start, end), not {given!r:.200}."
-        )
-    word_starts, word_ends = page.words_of(document)
-    limit, unit = (len(word_starts), "words") if in_words else (int(page.text_lengths[document]), "characters")
+        raise DocumentError(document, f"the spans must be pairs of integers (start, end), not {given!r:.200}.")
+    word_starts, word_ends = batch.words_of(document)
+    limit, unit = (len(word_starts), "words") if in_words else (int(batch.text_lengths[document]), "characters")
     start, end = pairs.astype(np.int64).T
     wrong = np.flatnonzero((start < 0) | (start >= end) | (end > limit))
     if len(wrong):
-        raise ValueError(
-            f"span {tuple(pairs[wrong[0]].tolist())} of document {document} is empty or out of range: "
-            f"0 <= start < end <= {limit} {unit} is needed (end is half-open)."
+        raise DocumentError(
+            document,
+            f"span {tuple(pairs[wrong[0]].tolist())} is empty or out of range: "
+            f"0 <= start < end <= {limit} {unit} is needed (end is half-open).",
         )
     if in_words:
         return np.stack([word_starts[start], word_ends[end - 1], start, end], axis=1)
@@ -223,8 +251,8 @@ def read_spans(given: Spans, page: Page, document: int, in_words: bool) -> IntAr
 
 
 @dataclass(frozen=True)
-class Spots:
-    """Where the S candidates of all documents stand: characters on the page, words within each document."""
+class _BatchCandidates:
+    """Bounds of the S candidates of all documents: characters counted over the batch, words within each document."""
 
     document: IntArray
     start: IntArray
@@ -233,18 +261,18 @@ class Spots:
     end_word: IntArray
 
     @classmethod
-    def gather(cls, page: Page, limits: IntArray, own: Sequence[IntArray | None]) -> "Spots":
-        """All runs of up to `limits[document]` words, and the documents' `own` spans; document after document."""
-        word_document = np.repeat(np.arange(len(limits)), np.diff(page.cu_words))
+    def of(cls, batch: TokenizedBatch, limits: IntArray, own: Sequence[IntArray | None]) -> "_BatchCandidates":
+        """Lists all runs of up to `limits[document]` words and the documents' `own` spans, document by document."""
+        word_document = np.repeat(np.arange(len(limits)), np.diff(batch.cu_words))
         word = np.arange(len(word_document))
-        counts = np.minimum(limits[word_document], page.cu_words[word_document + 1] - word)
+        counts = np.minimum(limits[word_document], batch.cu_words[word_document + 1] - word)
         document, first = np.repeat(word_document, counts), np.repeat(word, counts)
         last = first + ramp_of(counts)
-        shift = page.cu_words[document]
-        runs = np.stack([page.word_starts[first], page.word_ends[last], first - shift, last + 1 - shift])
+        shift = batch.cu_words[document]
+        runs = np.stack([batch.word_starts[first], batch.word_ends[last], first - shift, last + 1 - shift])
         rows = np.concatenate([spans for spans in own if spans is not None] or [np.empty((0, 4), np.int64)]).T
         row_document = np.repeat(np.arange(len(own)), [0 if spans is None else len(spans) for spans in own])
-        rows[:2] += page.text_starts[row_document]
+        rows[:2] += batch.text_starts[row_document]
         if rows.size:
             document = np.concatenate([document, row_document])
             order = np.argsort(document, kind="stable")

@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from ..core.arrays import bounds_of, ramp_of
-from ..core.prompting import LabelSymbols, PromptTemplate, TooManyLabelsError, choose_symbols
-from ..core.scoring import EncodedPrompt
+from ..core.prompting import EncodedPrompt, LabelSymbols, PromptTemplate, TooManyLabelsError, choose_symbols
 from ..core.tokenization import continuation_ids
 from .documents import EncodedSources, TrainingDocument
 
