@@ -54,7 +54,7 @@ def test_the_command_finds_the_same_without_a_model_a_cache_or_a_network(tmp_pat
     root = str(Path(decodner_hf.__file__).parents[1])
     environment |= {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "PYTHONPATH": root}
     run = subprocess.run(
-        [sys.executable, "-m", "decodner_command", SHOWN, "--format", "jsonl", "--device", "cpu"],
+        [sys.executable, "-m", "decodner_cli", SHOWN, "--format", "jsonl", "--device", "cpu"],
         capture_output=True, text=True, cwd=tmp_path, env=environment,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr

@@ -55,13 +55,6 @@ def normalize_labels(labels: Mapping[str, str | None] | Sequence[str]) -> dict[s
     return named
 
 
-def check_count(value: object, what: str) -> int:
-    """Returns `value`, an integer of at least 1; a ValueError names `what` and what was given."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{what} must be a whole number of at least 1, not {value!r}.")
-    return value
-
-
 def check_threshold(value: object, of: str) -> float:
     """Returns `value` as a float in [0, 1], or raises a ValueError that names what it is the threshold `of`."""
     if isinstance(value, bool) or not isinstance(value, Real) or not 0.0 <= float(value) <= 1.0:

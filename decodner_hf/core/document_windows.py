@@ -14,7 +14,6 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from .arrays import IntArray
-from .compatibility import PositionLimit
 from .pipeline_io import Document, PreparedDocument, Settings
 from .prompting import EncodedPrompt, Labels, PromptTemplate
 from .spans import CandidateSpans, DocumentError, EncodedDocument, encode_documents
@@ -180,7 +179,8 @@ class DocumentEncoder:
         tokenizer: PreTrainedTokenizerBase,
         template: PromptTemplate,
         prompts: Callable[[Labels], tuple[EncodedPrompt, ...]],
-        limit: PositionLimit | None,
+        max_positions: int | None = None,
+        reason: str = "",
     ) -> None:
         """Takes the stage's tools.
 
@@ -188,9 +188,11 @@ class DocumentEncoder:
             tokenizer: a fast tokenizer that no one else uses, see `private_tokenizer`.
             template: the prompt's parts around a document.
             prompts: encodes the prompts of a label set.
-            limit: the model's positions.
+            max_positions: the model's number of positions; None for no limit.
+            reason: why there are no more, for messages.
         """
-        self.tokenizer, self.template, self.prompts, self.limit = tokenizer, template, prompts, limit
+        self.tokenizer, self.template, self.prompts = tokenizer, template, prompts
+        self.max_positions, self.reason = max_positions, reason
 
     def encode(self, documents: Sequence[Document], settings: Settings) -> list[PreparedDocument]:
         """Encodes a group of documents.
@@ -226,13 +228,15 @@ class DocumentEncoder:
     def _prepare(self, source: Document, encoded: EncodedDocument, settings: Settings) -> PreparedDocument:
         try:
             whole = PreparedDocument(source, encoded, (encoded,), self.prompts(source.labels))
-            return whole if self.limit is None else self._fit(whole, self.limit, settings.long_documents)
+            return (
+                whole if self.max_positions is None else self._fit(whole, self.max_positions, settings.long_documents)
+            )
         except ValueError as error:
             raise DocumentError(source.number, str(error)) from error
 
-    def _fit(self, whole: PreparedDocument, limit: PositionLimit, long_documents: str) -> PreparedDocument:
+    def _fit(self, whole: PreparedDocument, max_positions: int, long_documents: str) -> PreparedDocument:
         encoded = whole.document
-        room = limit.limit - max(prompt.num_tokens for prompt in whole.prompts)
+        room = max_positions - max(prompt.num_tokens for prompt in whole.prompts)
         needed = encoded.max_nodes  # at most; the exact number takes longer
         if needed > room:
             needed = len(encoded.chain_token_ids) + encoded.candidates.longest
@@ -241,7 +245,7 @@ class DocumentEncoder:
         if long_documents == "error":
             raise ValueError(
                 f"the document needs {needed} tokens with its longest span, but only {room} positions are left after "
-                f'the prompt ({limit.reason}). Use long_documents="window" or "truncate", or split it.'
+                f'the prompt ({self.reason}). Use long_documents="window" or "truncate", or split it.'
             )
         if long_documents == "window":
             return replace(whole, windows=tuple(split_into_windows(encoded, room, self.tokenizer, self.template)))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from transformers import Pipeline
 
-from .configuration import check_count, check_threshold, normalize_labels
+from .configuration import check_threshold, normalize_labels
 from .decoding import Entity, decode_entities
 from .document_windows import DocumentEncoder
 from .hub import upload, write_model_card, write_tokenizer
@@ -31,6 +31,7 @@ from .scoring import DocumentScorer, ScoredDocument
 from .spans import DocumentError
 from .streaming import EntityStream
 from .tokenization import check_tokenizer, private_tokenizer
+from .validation import check_count
 
 logger = logging.getLogger(__name__)
 
@@ -84,15 +85,16 @@ class DecodNERPipeline(Pipeline):
         """Wraps `model` where it is a plain decoder; the model object that was passed is left as it is."""
         check_tokenizer(tokenizer)
         if token_budget is not None:
-            check_count(token_budget, "token_budget, a number of tokens,")
+            check_count("token_budget", token_budget)
         if getattr(model.config, "model_type", None) != "decodner":
             model = DecodNERForSpanClassification.from_backbone(model)
         super().__init__(model=model, tokenizer=tokenizer, **kwargs)
         self.model.eval()
         self.template = PromptTemplate.from_config(self.model.config)
-        limit, own_tokenizer = self.model.position_limit, private_tokenizer(tokenizer)
-        self.prompts = LabelPrompts(own_tokenizer, self.template, None if limit is None else limit.limit)
-        self.encoder = DocumentEncoder(own_tokenizer, self.template, self.prompts, limit)
+        own_tokenizer, limit = private_tokenizer(tokenizer), self.model.position_limit
+        positions, reason = (None, "") if limit is None else (limit.limit, limit.reason)
+        self.prompts = LabelPrompts(own_tokenizer, self.template, positions)
+        self.encoder = DocumentEncoder(own_tokenizer, self.template, self.prompts, positions, reason)
         self.scorer = DocumentScorer(self.model, token_budget)
         if compile:
             self.model.compile_forest(cuda_graph_nodes=self.scorer.token_budget)

@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .configuration import FLAT_SELECTIONS, OVERLAPS, check_count
+from .configuration import FLAT_SELECTIONS, OVERLAPS
 from .decoding import Entity
 from .prompting import EncodedPrompt, Labels
 from .spans import DocumentError, EncodedDocument
+from .validation import check_count
 
 AGGREGATIONS = ("simple", "none")
 LONG_DOCUMENTS = ("window", "error", "truncate")
@@ -51,7 +52,7 @@ class Settings:
                 raise ValueError(f"{name} must be True or False, not {getattr(self, name)!r}.")
         if self.multi_label and self.overlap != "all":
             raise ValueError(f'multi_label=True needs overlap="all", not {self.overlap!r}.')
-        check_count(self.max_span_words, "max_span_words")
+        check_count("max_span_words", self.max_span_words)
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,9 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from .arrays import IntArray
-from .configuration import PROMPT_DEFAULTS, DecodNERConfig, check_count, normalize_labels
+from .configuration import PROMPT_DEFAULTS, DecodNERConfig, normalize_labels
 from .tokenization import check_tokenizer, continuation_ids, opening_ids
+from .validation import check_count
 
 CUE_ANCHORS = ("a", ":", "0", "\n")  # a span mostly ends in a letter
 KEPT_LABEL_SETS = 64
@@ -191,7 +192,7 @@ def choose_symbols(tokenizer: PreTrainedTokenizerBase, num_labels: int) -> Label
         ValueError: a tokenizer that is not fast, or no label.
     """
     check_tokenizer(tokenizer)
-    check_count(num_labels, "num_labels")
+    check_count("num_labels", num_labels)
     chosen = _numbers(tokenizer, num_labels + 1)
     if len(chosen) <= num_labels:
         chosen = {}
@@ -208,7 +209,7 @@ def choose_symbols(tokenizer: PreTrainedTokenizerBase, num_labels: int) -> Label
 
 def shard_labels(labels: Mapping[str, str | None], max_labels: int) -> list[dict[str, str | None]]:
     """Cuts labels into as few shards as possible of at most `max_labels` each, in order and of like size."""
-    check_count(max_labels, "the number of labels per shard")
+    check_count("max_labels", max_labels)
     items = list(normalize_labels(labels).items())
     count = -(-len(items) // max_labels)
     bounds = [len(items) * shard // count for shard in range(count + 1)]

@@ -14,11 +14,11 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from .arrays import BoolArray, IntArray, bounds_of, ramp_of
-from .configuration import check_count
 from .forest import SpanPaths
 from .prompting import PromptTemplate
 from .span_tokens import BatchPaths, TokenizedBatch, span_paths
 from .tokenization import check_tokenizer, text_problem
+from .validation import check_count
 from .words import split_texts
 
 Spans = Sequence[tuple[int, int]] | IntArray
@@ -135,7 +135,7 @@ def encode_documents(
         ValueError: documents that are no list, max_span_words below 1, or another number of lists of spans.
     """
     check_tokenizer(tokenizer)
-    check_count(max_span_words, "max_span_words")
+    check_count("max_span_words", max_span_words)
     texts, words = _read_documents(documents, is_split_into_words)
     given = [None] * len(texts) if spans is None else list(spans)
     if len(given) != len(texts):

@@ -54,7 +54,7 @@ def check_texts(texts: Sequence[str], what: str) -> None:
         raise ValueError(f"{what} must be a list of strings, not {type(texts).__name__}.")
     for index, text in enumerate(texts):
         if (problem := text_problem(text)) is not None:
-            raise ValueError(f"number {index} of {what} {problem}")
+            raise ValueError(f"{what}: number {index} {problem}")
 
 
 def text_problem(text: object) -> str | None:
