@@ -4,11 +4,17 @@ Knows nothing of what the numbers mean.
 """
 
 from numbers import Real
+from typing import TypeGuard
+
+
+def is_count(value: object, least: int = 1) -> TypeGuard[int]:
+    """Returns whether `value` is an integer (a bool is none) of at least `least`."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def check_count(name: str, value: object, least: int = 1) -> None:
     """Raises a ValueError unless `value` is an integer (a bool is none) of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    if not is_count(value, least):
         raise ValueError(f"{name} must be an integer of at least {least}, not {value!r}.")
 
 

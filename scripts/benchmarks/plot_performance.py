@@ -112,7 +112,7 @@ def corpus_table(corpora: list[Figures]) -> list[str]:
 
 
 def attention_table(measurements: list[Figures]) -> list[str]:
-    """Markdown lines of what bench_attention measured: a row per size, a column per method, microseconds and TFLOP/s."""
+    """Returns the Markdown table of bench_attention: a row per size, a column per method, microseconds and TFLOP/s."""
     cells: dict[tuple[int, int, int], dict[str, str]] = {}
     methods: dict[str, None] = {}
     for line in measurements:
