@@ -4,7 +4,7 @@ In: the shape of a model (random weights, a tokenizer trained here, nothing is d
 documents. Out: documents and nodes a second; the share of the wall time that the floor (the decoder's matrix products
 alone, and the prefix attention at the measured rate) would take; the host's share, by which the wall time exceeds
 scoring the same documents already encoded and without decoding; the first run of a corpus, in which sizes of passes
-come up that were not met before; peak memory beside what it is made of, for one and
+come up that were not met before; peak memory and its parts, for one and
 several corpus sizes; the exponent of cost in words x width; and the same as JSON in the last line.
 """
 
@@ -95,7 +95,7 @@ def texts(generator: np.random.Generator, vocabulary: list[str], documents: int,
 
 
 def train_tokenizer(vocabulary: list[str]) -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer that needs about 1.4 tokens a word of these."""
+    """Returns a byte-level tokenizer that needs about 1.4 tokens a word of these."""
     tokenizer = Tokenizer(models.BPE())
     split = pre_tokenizers.Split(Regex(r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s+"), "isolated")
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -108,7 +108,7 @@ def train_tokenizer(vocabulary: list[str]) -> PreTrainedTokenizerFast:
 
 
 def make_pipeline(options: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) -> DecodNERPipeline:
-    """A random model of the preset's shape behind the library's pipeline."""
+    """Returns the library's pipeline around a random model of the preset's shape."""
     kind, hidden, intermediate, layers, heads, kv_heads, head_size = MODELS[options.preset]
     config = AutoConfig.for_model(
         kind,
@@ -290,7 +290,7 @@ def main() -> None:
     parser.add_argument("--long-words", type=int, help="1400, tiny: 120")
     parser.add_argument("--token-budget", type=int, help="nodes a pass; the library's default if left out")
     parser.add_argument("--compile", action="store_true", help="compile the layers first")
-    parser.add_argument("--repeats", type=int, default=3, help="runs, behind a first one; their median counts")
+    parser.add_argument("--repeats", type=int, default=3, help="runs after a first one; their median counts")
     options = read_flags(parser)
     tiny = options.preset == "tiny"
     options.sentences = options.sentences or (64 if tiny else 3453)

@@ -58,7 +58,7 @@ STAGE_NAMES = ("import torch", "import transformers", "import decodner_hf", "loa
 
 
 class Reencoding:
-    """Scores spans one by one, each behind its whole prompt, with the decoder as transformers runs it."""
+    """Scores spans one by one, each after its whole prompt, with the decoder as transformers runs it."""
 
     def __init__(self, pipe: DecodNERPipeline) -> None:
         """Copies the decoder and gives the copy transformers' own attention."""
@@ -68,7 +68,7 @@ class Reencoding:
         self.batch_tokens = BATCH_TOKENS[-1]
 
     def rows(self, prepared: Sequence[PreparedDocument]) -> list[NDArray[np.int64]]:
-        """The whole prompt of every span of every document, as token ids."""
+        """Returns the whole prompt of every span of every document, as token ids."""
         rows = []
         for item in prepared:
             (prompt,), (document,) = item.prompts, item.windows
@@ -189,7 +189,7 @@ def show(figures: dict[str, Any]) -> None:
 
 
 def processor() -> str:
-    """The processor's name, where the system tells."""
+    """Returns the processor's name, where the system tells."""
     information = Path("/proc/cpuinfo")
     lines = information.read_text(encoding="utf-8").splitlines() if information.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
