@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .attention_metadata import ForestPlan
+from .attention_metadata import AttentionMetadata
 
 
 class InputChecks:
@@ -19,7 +19,7 @@ class InputChecks:
     position_limit: Any
     get_input_embeddings: Any
 
-    def _check_structure(self, plan: ForestPlan) -> None:
+    def _check_structure(self, plan: AttentionMetadata) -> None:
         positions, ends = plan.position_ids.long().numpy(), plan.subtree_end.long().numpy()
         if positions.shape != ends.shape or not positions.size:
             raise ValueError(f"{positions.size} position ids for {ends.size} nodes: one each, and at least one.")

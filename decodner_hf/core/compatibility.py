@@ -13,9 +13,10 @@ from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from .attention import ATTENTION_NAME
-from .attention_metadata import ForestPlan, LayerWindow
+from .attention_metadata import AttentionMetadata
 from .cache import DualBufferCache
 from .configuration import DecodNERConfig
+from .layer_window import LayerWindow
 
 EXACT_LAYER_TYPES = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
 PROBE_PREFIX = 6  # tokens
@@ -147,7 +148,7 @@ def probe(backbone: PreTrainedModel) -> None:
     prefix, behind = tokens[:PROBE_PREFIX], tokens[PROBE_PREFIX:]
     cache = DualBufferCache()
     windows = layer_windows(config)
-    chain = ForestPlan(
+    chain = AttentionMetadata(
         torch.arange(PROBE_PREFIX),
         torch.full((PROBE_PREFIX,), PROBE_PREFIX - 1, dtype=torch.int32),
         cache=cache,
@@ -165,7 +166,7 @@ def probe(backbone: PreTrainedModel) -> None:
     cache.commit(PROBE_PREFIX)
     # nodes 0 - 1 - 2 and 3 below 0: the spans (0, 1), (0, 1, 2) and (0, 3)
     depth = torch.tensor([0, 1, 2, 1])
-    forest = ForestPlan(
+    forest = AttentionMetadata(
         PROBE_PREFIX + depth,
         torch.tensor([3, 2, 2, 3], dtype=torch.int32),
         prefix_length=PROBE_PREFIX,
@@ -186,7 +187,7 @@ def probe(backbone: PreTrainedModel) -> None:
 
 
 def _packed_logits(
-    backbone: PreTrainedModel, token_ids: torch.Tensor, plan: ForestPlan, device: torch.device
+    backbone: PreTrainedModel, token_ids: torch.Tensor, plan: AttentionMetadata, device: torch.device
 ) -> torch.Tensor:
     logits: torch.Tensor = backbone(
         input_ids=token_ids[None].to(device), **packed_arguments(plan.position_ids[None].to(device), plan)
@@ -194,14 +195,14 @@ def _packed_logits(
     return logits[0]
 
 
-def packed_arguments(position_ids: torch.Tensor, plan: ForestPlan) -> dict[str, Any]:
+def packed_arguments(position_ids: torch.Tensor, plan: AttentionMetadata) -> dict[str, Any]:
     """Keyword arguments that turn a native forward into a packed pass.
 
     The 4D dummy mask keeps transformers from building one; the cache is read and written by the attention function,
     never by the model.
     """
     dummy = torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=position_ids.device)
-    return {"position_ids": position_ids, "attention_mask": dummy, "use_cache": False, "forest_plan": plan}
+    return {"position_ids": position_ids, "attention_mask": dummy, "use_cache": False, "forest_metadata": plan}
 
 
 def check_backbone(backbone: PreTrainedModel) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .attention_metadata import ForestPlan
+from .attention_metadata import AttentionMetadata
 from .compatibility import input_device, packed_arguments
 
 PROBE_TOKENS = 5
@@ -48,7 +48,7 @@ def last_hidden_states(
     backbone: PreTrainedModel,
     token_ids: torch.Tensor,
     position_ids: torch.Tensor,
-    plan: ForestPlan,
+    plan: AttentionMetadata,
     **kwargs: Any,
 ) -> torch.Tensor:
     """Runs a packed pass: tokens [N] and positions [N] on the model's device -> hidden states [N, hidden size]."""

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
 from .attention import ATTENTION_NAME
-from .attention_metadata import ForestPlan
+from .attention_metadata import AttentionMetadata
 from .cache import DualBufferCache
 from .checks import InputChecks
 from .compatibility import (
@@ -34,7 +34,7 @@ from .label_head import has_plain_head, last_hidden_states, row_head_equals_nati
 from .loss import span_loss
 from .padded_spans import PaddedSpanMethods
 from .persistence import CheckpointMethods
-from .transfers import upload
+from .transfers import copy_to_device
 
 FORWARDED = (
     *("hf_device_map", "hf_quantizer", "is_quantized", "quantization_method", "generation_config"),
@@ -68,7 +68,7 @@ class DecodNERForSpanClassification(CheckpointMethods, PaddedSpanMethods, InputC
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_attention_backend = True
-    _skip_keys_device_placement: ClassVar[list[str]] = ["forest_plan"]
+    _skip_keys_device_placement: ClassVar[list[str]] = ["forest_metadata"]
 
     def __init__(self, config: DecodNERConfig, backbone: PreTrainedModel | None = None) -> None:
         """Wraps `backbone`, whose attention must be "decodner" already, or a new random one by `config.text_config`.
@@ -209,16 +209,18 @@ class DecodNERForSpanClassification(CheckpointMethods, PaddedSpanMethods, InputC
         return SpanClassifierOutput(loss=loss, logits=logits)
 
     def compile_forest(self, *, cuda_graph_nodes: int = 16384, **options: Any) -> None:
-        """Compiles the decoder's layers for passes without gradients over a cached prefix; call it once, when loaded.
+        """Compiles the decoder's layers for passes without gradients over a cached prefix; call it when loaded.
 
+        Call it again after the model was moved or cast, or its layers or adapters changed: a CUDA graph never runs over
+        weights that were replaced, and what was compiled for another dtype or device is not used.
         Takes some ten seconds for each kind of layer, now; no pass of any size compiles again. Span passes over up to
         4,096 prefix tokens run as CUDA graphs, where the decoder allows it: the second pass of each size (a multiple
         of 64 to 512 nodes) is captured and takes a few times as long, later ones cost the host next to nothing. Larger
         passes, which keep the device busy longer than the host needs to launch them, run without: beyond 3,500 nodes
         with 7 billion weights in the layers, all experts counted, 25,000 with one. See `SpanPassGraphs` for the memory
-        that graphs hold, and `WeightsWatch` for what changes of the model they notice.
+        that graphs hold, and `WeightsWatch` for what changes of the model they notice by themselves.
         Hooks of the decoder's modules do not run where a graph is replayed; under autocast none is.
-        Results stay within the dtype's rounding. A model that is moved or cast afterwards runs uncompiled.
+        Results stay within the dtype's rounding.
 
         Args:
             cuda_graph_nodes: nodes of the largest pass that gets a CUDA graph; 0 for none.
@@ -226,7 +228,7 @@ class DecodNERForSpanClassification(CheckpointMethods, PaddedSpanMethods, InputC
 
         Raises:
             ValueError: no GPU or no Triton, a model whose attention the fused kernel does not serve, or one that is
-                compiled already or spread over devices; fewer than 0 nodes.
+                spread over devices; fewer than 0 nodes.
         """
         compile_model(self, cuda_graph_nodes, **options)
 
@@ -259,7 +261,7 @@ class DecodNERForSpanClassification(CheckpointMethods, PaddedSpanMethods, InputC
         if not cache.prefix_length:
             cache.claim(self.backbone)
         plan = self._plan(forest.position_ids, forest.subtree_end, cache, write=True)
-        checked, position_ids = upload([checked, plan.position_ids], input_device(self.backbone))
+        checked, position_ids = copy_to_device([checked, plan.position_ids], input_device(self.backbone))
         last_hidden_states(self.backbone, checked, position_ids, plan)
         cache.commit(forest.num_nodes)
         return cache
@@ -298,9 +300,9 @@ class DecodNERForSpanClassification(CheckpointMethods, PaddedSpanMethods, InputC
         subtree_end: torch.Tensor,
         cache: DualBufferCache | None,
         write: bool = False,
-    ) -> ForestPlan:
+    ) -> AttentionMetadata:
         prefix_length = cache.prefix_length if cache is not None else 0
-        plan = ForestPlan(
+        plan = AttentionMetadata(
             position_ids=position_ids.cpu(),
             subtree_end=subtree_end.cpu(),
             prefix_length=prefix_length,
@@ -321,7 +323,7 @@ class DecodNERForSpanClassification(CheckpointMethods, PaddedSpanMethods, InputC
     def _label_logits(
         self,
         token_ids: torch.Tensor,
-        plan: ForestPlan,
+        plan: AttentionMetadata,
         span_nodes: torch.Tensor,
         symbols: torch.Tensor,
         span_prompts: torch.Tensor | None,
@@ -340,7 +342,7 @@ class DecodNERForSpanClassification(CheckpointMethods, PaddedSpanMethods, InputC
                 return replayed
         rows, columns = symbols.clamp(min=0).reshape(-1).unique(return_inverse=True)
         columns, absent = columns.reshape(symbols.shape), symbols < 0
-        token_ids, position_ids, span_nodes, rows, columns, absent = upload(
+        token_ids, position_ids, span_nodes, rows, columns, absent = copy_to_device(
             [token_ids, plan.position_ids, span_nodes, rows, columns, absent], input_device(self.backbone)
         )
         if self.row_head and has_plain_head(self.backbone):

@@ -13,7 +13,7 @@ from .cache import DualBufferCache
 from .compatibility import input_device, packed_arguments
 from .compilation import without_gradients
 from .forest import rows_forest
-from .transfers import upload
+from .transfers import copy_to_device
 
 
 class PaddedSpanMethods:
@@ -64,7 +64,7 @@ class PaddedSpanMethods:
                 f"{cache.prefix_length} .. {cache.prefix_length + length - 1}; leave them out to have them made."
             )
         plan = self._plan(forest.position_ids, forest.subtree_end, cache)
-        token_ids, positions = upload([token_ids, plan.position_ids], input_device(self.backbone))
+        token_ids, positions = copy_to_device([token_ids, plan.position_ids], input_device(self.backbone))
         arguments = packed_arguments(positions[None], plan)
         logits: torch.Tensor = self.backbone(input_ids=token_ids[None], **arguments).logits
         return logits.reshape(batch, length, -1)

@@ -23,7 +23,7 @@ from .cache import DualBufferCache
 from .forest import SpanPaths, build_forest
 from .modeling import DecodNERForSpanClassification
 from .spans import EncodedDocument
-from .transfers import Download, is_out_of_memory
+from .transfers import HostCopy, is_out_of_memory
 from .weights import WeightsWatch
 
 IntArray = NDArray[np.int64]
@@ -64,7 +64,7 @@ class ScoredRun:
         num_columns: L + 1.
     """
 
-    pieces: list[tuple[IntArray, Download]]
+    pieces: list[tuple[IntArray, HostCopy]]
     cu_spans: IntArray
     num_columns: int
 
@@ -88,7 +88,7 @@ class DocumentScorer:
         budget = token_budget or default_budget(model)
         self.token_budget = min(budget, model.node_limit or budget)
         self._prefixes: OrderedDict[bytes, DualBufferCache] = OrderedDict()
-        self._watch = WeightsWatch(model.backbone, in_place=True)
+        self._watch = WeightsWatch(model.backbone)
         self._lock = RLock()  # prefixes are shared, and grow while a long document is scored
 
     def score(self, prompts: Sequence[EncodedPrompt], documents: Sequence[EncodedDocument]) -> list[list[FloatArray]]:
@@ -175,7 +175,7 @@ class DocumentScorer:
             [(np.arange(cu_spans[-1]), self._score_forest(prompt, cache, chains, paths))], cu_spans, columns
         )
 
-    def _score_long(self, prompt: EncodedPrompt, document: EncodedDocument) -> list[tuple[IntArray, Download]]:
+    def _score_long(self, prompt: EncodedPrompt, document: EncodedDocument) -> list[tuple[IntArray, HostCopy]]:
         """Grows the prefix by the document, scores its spans in several passes, and takes the document off again."""
         cache = self.prefix(prompt)
         before = cache.prefix_length
@@ -195,11 +195,11 @@ class DocumentScorer:
         cache: DualBufferCache,
         chains: Sequence[Sequence[int] | IntArray],
         paths: Sequence[SpanPaths],
-    ) -> Download:
+    ) -> HostCopy:
         forest = build_forest(
             chains, paths, first_position=cache.prefix_length, cue_token_ids=prompt.cue_token_ids.tolist()
         )
-        return Download(self.model.score_forest(forest, prompt.symbol_token_ids, cache))
+        return HostCopy(self.model.score_forest(forest, prompt.symbol_token_ids, cache))
 
 
 def default_budget(model: DecodNERForSpanClassification) -> int:

@@ -6,7 +6,7 @@ import torch
 from tiny_pipelines import LABELS, tiny_pipeline
 
 from decodner_hf.core import streaming
-from decodner_hf.core.transfers import Download, upload
+from decodner_hf.core.transfers import HostCopy, copy_to_device
 
 TEXTS = [f"Steve Jobs founded Apple number {index} in Cupertino." for index in range(12)]
 
@@ -93,15 +93,15 @@ def test_results_do_not_wait_for_a_slow_source(pipe, monkeypatch):
     assert len(found) == 3
 
 
-def test_uploads_keep_values_and_shapes():
+def test_copies_to_the_device_keep_values_and_shapes():
     given = [torch.arange(6, dtype=torch.int32).reshape(2, 3), torch.tensor([7]), torch.empty(0, dtype=torch.int64)]
-    sent = upload(given, torch.device("cpu"))
+    sent = copy_to_device(given, torch.device("cpu"))
     assert [tensor.dtype for tensor in sent] == [torch.int64] * 3
     assert [tensor.tolist() for tensor in sent] == [tensor.tolist() for tensor in given]
 
 
-def test_downloads_are_float32():
-    found = Download(torch.tensor([[0.5, -2.0]], dtype=torch.bfloat16)).array()
+def test_copies_to_the_host_are_float32():
+    found = HostCopy(torch.tensor([[0.5, -2.0]], dtype=torch.bfloat16)).array()
     assert found.dtype == np.float32
     assert found.tolist() == [[0.5, -2.0]]
 
