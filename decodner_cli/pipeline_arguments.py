@@ -1,4 +1,4 @@
-"""The command-line arguments that say which pipeline is wanted; imports nothing heavy.
+"""Defines and checks the command-line arguments that choose the pipeline; imports nothing heavy.
 
 In: an argument parser, or what it parsed. Out: the parser with the options of model, labels and thresholds.
 Knows nothing of models or files.
@@ -15,7 +15,7 @@ OVERLAPS = ("flat", "nested", "all")
 
 
 def check_model_folder(model: str) -> None:
-    """Tells a folder that is not there from a name on the Hub; a FileNotFoundError where there is none."""
+    """Raises a FileNotFoundError if `model` is the path of a folder, and not a name on the Hub, and is missing."""
     if model.startswith((".", "/", "~")) and not Path(model).exists():
         raise FileNotFoundError(f"there is no folder {model}.")
 
@@ -46,8 +46,22 @@ def add_pipeline_arguments(command: argparse.ArgumentParser) -> None:
     )
 
 
+def check_pipeline_arguments(options: argparse.Namespace, fail: Callable[[str], NoReturn]) -> None:
+    """Turns labels and thresholds into mappings, in `options`; `fail` gets the message about what is wrong."""
+    options.labels = parse_labels(options.labels, fail) if options.labels else None
+    thresholds = dict(options.label_threshold)
+    if len(thresholds) < len(options.label_threshold):
+        fail("argument --label-threshold: a label is named twice")
+    unknown = [name for name in thresholds if options.labels is not None and name not in options.labels]
+    if unknown:
+        fail(f"argument --label-threshold: {', '.join(unknown)} not among --labels {' '.join(options.labels)}")
+    if thresholds and options.threshold is not None and options.labels is None:
+        fail("argument --threshold: with --label-threshold it needs --labels, to know which other labels it is for")
+    options.label_threshold = thresholds
+
+
 def parse_labels(given: Sequence[str], fail: Callable[[str], NoReturn]) -> dict[str, str | None]:
-    """Returns label -> description (or None) from what `--labels` was given; `fail` is told what is wrong."""
+    """Returns label -> description (or None) from the values of `--labels`; `fail` gets the message."""
     labels: dict[str, str | None] = {}
     for item in given:
         name, equals, description = item.partition("=")

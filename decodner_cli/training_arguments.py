@@ -1,4 +1,4 @@
-"""The command-line arguments of `decodner train`; imports nothing heavy.
+"""Defines the command-line arguments of `decodner train`; imports nothing heavy, and so nothing of `decodner_hf`.
 
 In: an argument parser. Out: the parser with the arguments that `run_train` takes.
 Knows nothing of data, tokenizers or models.
@@ -8,8 +8,6 @@ import argparse
 import os
 from pathlib import Path
 from typing import Any
-
-from decodner_hf.training.options import SOURCE_KEYS
 
 WORKERS = min(4, os.cpu_count() or 1)
 
@@ -25,7 +23,10 @@ def _add_data_arguments(group: Any) -> None:
     group.add_argument("--train", metavar="PATH", help="a file, a folder with split files, or a Hub id")
     group.add_argument("--train-split", default="train", help="of a folder or a Hub dataset (default: train)")
     group.add_argument(
-        "--sources", type=Path, metavar="FILE", help=f"several sources: JSON list of objects with {SOURCE_KEYS}"
+        "--sources",
+        type=Path,
+        metavar="FILE",
+        help="several sources: a JSON list of objects, docs/training.md has their keys",
     )
     group.add_argument("--label-map", type=Path, metavar="FILE", help="JSON: gold label -> name asked for, or null")
     group.add_argument("--dev", metavar="PATH", help="report span F1 on these examples")

@@ -1,24 +1,19 @@
 """Named entity recognition with causal decoders: every candidate span scored in one pass over a shared prefix.
 
-Registers with transformers. The command `decodner` alone puts that off until its arguments are known to be right: its
-help must not wait for torch.
+Importing it registers the model and `pipeline("decodner-ner")` with transformers.
 """
 
-import sys
-from typing import TYPE_CHECKING
+from .core.cache import DualBufferCache
+from .core.configuration import DecodNERConfig
+from .core.decoding import Entity
+from .core.forest import SpanPaths, TokenForest, build_forest
+from .core.low_level import UniversalDecoder, get_entity_scores, get_label_token_ids, tokenize_spans
+from .core.modeling import DecodNERForSpanClassification, SpanClassifierOutput
+from .core.pipeline import DecodNERPipeline
+from .core.prompting import PromptTemplate
+from .registration import register
 
-if TYPE_CHECKING or "decodner_command" not in sys.modules:
-    from .core.cache import DualBufferCache
-    from .core.configuration import DecodNERConfig
-    from .core.decoding import Entity, get_entity_scores
-    from .core.forest import SpanPaths, TokenForest, build_forest
-    from .core.modeling import DecodNERForSpanClassification, SpanClassifierOutput, UniversalDecoder
-    from .core.pipeline import DecodNERPipeline
-    from .core.prompting import PromptTemplate, get_label_token_ids
-    from .core.tokenization import tokenize_spans
-    from .registration import register
-
-    register()
+register()
 
 __all__ = [
     "DecodNERConfig",

@@ -1,10 +1,8 @@
-"""Makes transformers know this package: its Auto classes and `pipeline("decodner-ner")`.
+"""Registers this package with transformers: its Auto classes and `pipeline("decodner-ner")`.
 
 In: nothing. Out: entries in transformers' registries.
 Knows nothing of how models or pipelines work.
 """
-
-from collections.abc import Iterator, Mapping
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForTokenClassification
 from transformers.pipelines import PIPELINE_REGISTRY
@@ -13,32 +11,7 @@ from .core.configuration import DecodNERConfig
 from .core.hub import TASK
 from .core.modeling import DecodNERForSpanClassification
 from .core.pipeline import DecodNERPipeline
-from .default_model import default_model
-
-
-class PackagedModel(Mapping[str, tuple[str, str]]):
-    """What transformers asks for a task's model when none is named: {"model": (folder, revision)}.
-
-    The folder is looked for when it is asked for, so that an installation without it is an error only then.
-    """
-
-    def __getitem__(self, name: str) -> tuple[str, str]:
-        """Returns folder and revision; FileNotFoundError as `default_model`."""
-        if name not in self:
-            raise KeyError(name)
-        return str(default_model()), "main"
-
-    def __contains__(self, name: object) -> bool:
-        """Whether `name` is "model"."""
-        return name == "model"
-
-    def __iter__(self) -> Iterator[str]:
-        """Yields the one key."""
-        return iter(("model",))
-
-    def __len__(self) -> int:
-        """One."""
-        return 1
+from .default_model import FOLDER
 
 
 def register() -> None:
@@ -50,7 +23,7 @@ def register() -> None:
         PIPELINE_REGISTRY.register_pipeline(
             TASK,
             pipeline_class=DecodNERPipeline,
-            pt_model=AutoModelForCausalLM,
-            default=PackagedModel(),
+            pt_model=DecodNERForSpanClassification,  # and no Auto class: it loads and checks plain decoders, too
+            default={"model": (str(FOLDER), "main")},
             type="text",
         )

@@ -54,7 +54,7 @@ def test_the_command_finds_the_same_without_a_model_a_cache_or_a_network(tmp_pat
     root = str(Path(decodner_hf.__file__).parents[1])
     environment |= {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "PYTHONPATH": root}
     run = subprocess.run(
-        [sys.executable, "-m", "decodner_command", SHOWN, "--format", "jsonl", "--device", "cpu"],
+        [sys.executable, "-m", "decodner_cli", SHOWN, "--format", "jsonl", "--device", "cpu"],
         capture_output=True, text=True, cwd=tmp_path, env=environment,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
@@ -114,9 +114,9 @@ def test_the_folder_holds_what_is_needed_and_nothing_of_the_machine_it_was_made_
 
 
 def test_an_installation_without_it_says_so_when_it_is_asked_for(monkeypatch, capsys):
-    monkeypatch.setattr(default, "__file__", "nowhere/__init__.py")
+    monkeypatch.setattr(default, "FOLDER", Path("nowhere"))
     with pytest.raises(FileNotFoundError, match="this installation has no default model"):
-        pipeline("decodner-ner")
+        default.default_model()
     monkeypatch.delenv("DECODNER_MODEL", raising=False)
     assert cli.main([SHOWN]) == 1
     assert "this installation has no default model" in capsys.readouterr().err

@@ -1,23 +1,42 @@
-"""Reading and writing checkpoint directories: plain decoders, adapters, and DecodNER models.
+"""Reads and writes checkpoint directories: plain decoders, adapters, and DecodNER models.
 
-In: a directory or Hub id. Out: its configuration and where its weights lie; or a directory that the native class, this
-package, and a process without this package can load.
+In: a directory or Hub id. Out: a configuration and a decoder that its own native class loaded, all of its weights from
+the files; or a directory that the native class, this package, and a process without this package can load.
 Knows nothing of forests, attention or text.
 """
 
-import json
-from dataclasses import dataclass
-from pathlib import Path
+import copy
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
-from transformers import AutoConfig, PreTrainedConfig
+import torch
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.utils import cached_file
 
+from .adapters import ADAPTER_CONFIG, has_adapters, save_adapter
+from .attention import ATTENTION_NAME
+from .compatibility import native_class
 from .configuration import DecodNERConfig
 from .hub import copy_code, name_code
+from .transformers_private import CALLER_KEYWORDS, adapter_path, read_json, without_loading_report
 
 HUB_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+NOT_FOR_THE_DECODER = ("trust_remote_code", "code_revision", *CALLER_KEYWORDS)
+BACKBONE = "backbone."  # the decoder's keys begin so in the state dict of our model
+NAMED = 3  # weights that a message names
+
+logger = logging.getLogger(__name__)
+
+
+class UnusableModelError(Exception):
+    """A model that cannot be used, when `pipeline()` is loading it; elsewhere the same is a ValueError or OSError.
+
+    `pipeline()` catches those, loads the weights with another class, which takes random ones where some are missing,
+    and reports tracebacks within a message.
+    """
 
 
 @dataclass(frozen=True)
@@ -35,8 +54,122 @@ class Checkpoint:
     adapter: str | None
 
 
+@dataclass(frozen=True)
+class LoadedDecoder:
+    """What `load_decoder` returns.
+
+    Attributes:
+        config: the model's configuration.
+        backbone: the decoder, whose attention is ours.
+        adapter: directory or Hub id of a PEFT adapter to load on top, or None.
+        adapter_keywords: what of the caller's keywords says where on the Hub the adapter is.
+        info: transformers' loading info.
+    """
+
+    config: DecodNERConfig
+    backbone: PreTrainedModel
+    info: dict[str, Any]
+    adapter: str | None = None
+    adapter_keywords: dict[str, Any] = field(default_factory=dict)
+
+
+@contextmanager
+def readable_errors(in_pipeline: bool) -> Iterator[None]:
+    """Raises errors in such a way that they reach the user as they are: see `UnusableModelError`."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        if in_pipeline:
+            raise UnusableModelError(str(error)) from None
+        raise
+
+
+def load_decoder(path: str, config: Any, model_args: Sequence[Any], keywords: dict[str, Any]) -> LoadedDecoder:
+    """Loads a checkpoint's decoder by its own class.
+
+    Args:
+        path: directory or Hub id of a decoder, a DecodNER model, or an adapter for either.
+        config: a configuration to use in place of the checkpoint's, or None.
+        model_args: handed to the decoder's class.
+        keywords: those of `from_pretrained`; settings of `DecodNERConfig` among them replace the saved ones, the rest
+            is handed to the decoder's class.
+
+    Raises:
+        ValueError: an architecture that cannot score a token forest, or weights that are missing or of other shapes.
+        OSError: no checkpoint there (transformers' own message).
+    """
+    keywords = {name: value for name, value in keywords.items() if name not in NOT_FOR_THE_DECODER}
+    hub = {name: keywords[name] for name in HUB_KEYWORDS if name in keywords}
+    adapter_keywords = dict(keywords.pop("adapter_kwargs", None) or {})  # Auto classes resolve adapters themselves
+    adapter = adapter_path(adapter_keywords)
+    checkpoint = resolve_checkpoint(path, hub)
+    if checkpoint.adapter is not None:  # the adapter's revision and subfolder are not its base's
+        adapter, adapter_keywords = checkpoint.adapter, hub
+        keywords = {name: value for name, value in keywords.items() if name not in ("revision", "subfolder")}
+    own_config = checkpoint.config if config is None else wrap_config(_given_config(config))
+    settings = {name: keywords.pop(name) for name in list(keywords) if name in DecodNERConfig.__annotations__}
+    if settings:
+        own_config = DecodNERConfig.from_dict(own_config.settings() | settings)
+    backbone, info = load_native(checkpoint.weights, own_config.text_config, model_args, keywords)
+    own_config.dtype = backbone.dtype
+    return LoadedDecoder(own_config, backbone, info, adapter, adapter_keywords)
+
+
+def load_native(
+    path: str, text_config: PreTrainedConfig, model_args: Sequence[Any], keywords: Mapping[str, Any]
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """Loads a decoder by its native class, all of its weights from the files.
+
+    Weights that transformers knows to do without, and those tied to others, may be missing.
+
+    Returns:
+        The decoder, and transformers' loading info.
+
+    Raises:
+        ValueError: an architecture that does not qualify, or weights that are missing or have other shapes.
+    """
+    sizes_may_differ = keywords.get("ignore_mismatched_sizes", False)
+    options = dict(keywords) | {"ignore_mismatched_sizes": True, "output_loading_info": True}
+    with without_loading_report():
+        backbone, info = native_class(text_config).from_pretrained(
+            path, *model_args, config=text_config, attn_implementation=ATTENTION_NAME, **options
+        )
+    _check_weights(path, type(backbone).__name__, info, bool(sizes_may_differ))
+    return backbone, info
+
+
+def _check_weights(path: str, decoder: str, info: Mapping[str, Any], sizes_may_differ: bool) -> None:
+    """Refuses random weights; warns of weights that are not used."""
+    missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+    if missing:
+        renamed = f" It holds {_named(unexpected)} instead: were they renamed?" if unexpected else ""
+        raise ValueError(
+            f"{path} lacks weights of {decoder} that its config.json describes: {_named(missing)}.{renamed} "
+            "Use the config.json that belongs to the weights, or save the whole model again."
+        )
+    misfits = sorted(info["mismatched_keys"], key=str)
+    if misfits and not sizes_may_differ:
+        name, saved, expected = misfits[0]
+        raise ValueError(
+            f"the weights in {path} have other sizes than its config.json says: "
+            f"{_named([str(key[0]) for key in misfits])} ({name} is {list(saved)} in the file and {list(expected)} by "
+            "config.json). Check the sizes there: attention heads, hidden sizes, vocabulary."
+        )
+    if unexpected:
+        logger.warning(
+            "%s holds weights that %s does not have; they are not used: %s.", path, decoder, _named(unexpected)
+        )
+
+
+def _named(names: Sequence[str]) -> str:
+    """The first of `names`, and how many there are."""
+    more = len(names) - NAMED
+    listed = ", ".join(names[:NAMED])
+    return f"{listed} and {more} more" if more > 0 else listed
+
+
 def resolve_checkpoint(path: str, hub: dict[str, Any]) -> Checkpoint:
-    """Finds out what lies at `path`: a decoder, a DecodNER model, or an adapter for either.
+    """Finds out what `path` holds: a decoder, a DecodNER model, or an adapter for either.
 
     Args:
         path: directory or Hub id.
@@ -46,14 +179,14 @@ def resolve_checkpoint(path: str, hub: dict[str, Any]) -> Checkpoint:
         ValueError: the configuration names no model type that transformers knows.
         OSError: no configuration there (transformers' own message).
     """
-    adapter_config = _read_json(path, "adapter_config.json", hub)
+    adapter_config = read_json(path, ADAPTER_CONFIG, hub)
     if adapter_config is None:
         return Checkpoint(_read_config(path, hub), path, None)
     base = adapter_config.get("base_model_name_or_path")
     if not base:
         raise ValueError(f"the adapter at {path!r} does not name its base model (base_model_name_or_path).")
     local = {name: value for name, value in hub.items() if name not in ("revision", "subfolder")}
-    holder, keywords = (path, hub) if _read_json(path, "config.json", hub) is not None else (base, local)
+    holder, keywords = (path, hub) if read_json(path, "config.json", hub) is not None else (base, local)
     return Checkpoint(_read_config(holder, keywords), str(base), path)
 
 
@@ -65,7 +198,38 @@ def wrap_config(config: Any) -> DecodNERConfig:
     return DecodNERConfig(text_config=config, name_or_path=config.name_or_path)
 
 
-def write_config(config: DecodNERConfig, text_config: PreTrainedConfig, directory: str, include_code: bool) -> None:
+def save_decoder(
+    config: DecodNERConfig,
+    backbone: PreTrainedModel,
+    directory: str,
+    *,
+    is_main_process: bool = True,
+    state_dict: Mapping[str, torch.Tensor] | None = None,
+    include_code: bool = False,
+    **keywords: Any,
+) -> None:
+    """Writes the decoder's own shards and keys, or its adapter alone, and our config.json around the decoder's.
+
+    Args:
+        config: the model's configuration.
+        backbone: the decoder.
+        directory: made if need be.
+        is_main_process: whether this process writes the configuration.
+        state_dict: weights to write instead of the decoder's, under its or the outer model's keys.
+        include_code: also write the code, and let config.json name it.
+        **keywords: handed to the decoder's own `save_pretrained`.
+    """
+    if state_dict is not None:
+        state_dict = {name.removeprefix(BACKBONE): tensor for name, tensor in state_dict.items()}
+    if not has_adapters(backbone):
+        backbone.save_pretrained(directory, is_main_process=is_main_process, state_dict=state_dict, **keywords)
+    elif is_main_process:
+        save_adapter(backbone, directory, state_dict)
+    if is_main_process:
+        _write_config(config, _config_as_saved(backbone), directory, include_code)
+
+
+def _write_config(config: DecodNERConfig, text_config: PreTrainedConfig, directory: str, include_code: bool) -> None:
     """Writes config.json, and, if asked to, the code that loads it where this package is not installed."""
     values = config.settings() | {"text_config": text_config.to_dict()}
     saved = DecodNERConfig.from_dict(values)
@@ -79,6 +243,23 @@ def write_config(config: DecodNERConfig, text_config: PreTrainedConfig, director
             if hasattr(saved, name):
                 delattr(saved, name)
     saved.save_pretrained(directory)
+
+
+def _config_as_saved(backbone: PreTrainedModel) -> PreTrainedConfig:
+    """The decoder's configuration as it fits its files: under an adapter they may be quantized while loading only."""
+    quantizer = getattr(backbone, "hf_quantizer", None)
+    if quantizer is None or quantizer.pre_quantized or not has_adapters(backbone):
+        return backbone.config
+    config = copy.deepcopy(backbone.config)
+    del config.quantization_config
+    return config
+
+
+def _given_config(config: Any) -> PreTrainedConfig:
+    """A configuration that the caller passed, as a copy; anything else is refused."""
+    if not isinstance(config, PreTrainedConfig):
+        raise ValueError(f"config must be a configuration object, not {type(config).__name__}.")
+    return copy.deepcopy(config)
 
 
 def _read_config(path: str, hub: dict[str, Any]) -> DecodNERConfig:
@@ -97,18 +278,3 @@ def _read_config(path: str, hub: dict[str, Any]) -> DecodNERConfig:
         )
     config.name_or_path = path
     return config
-
-
-def _read_json(path: str, name: str, hub: dict[str, Any]) -> dict[str, Any] | None:
-    found = cached_file(
-        path,
-        name,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_gated_repo=False,
-        _raise_exceptions_for_connection_errors=False,
-        **hub,
-    )
-    if found is None:
-        return None
-    values: dict[str, Any] = json.loads(Path(found).read_text(encoding="utf-8"))
-    return values

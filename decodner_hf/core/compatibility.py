@@ -1,13 +1,14 @@
-"""Which decoders a token forest is exact for; everything else is refused here, with the reason.
+"""Which decoders a token forest is exact for, and which passes fit one; everything else is refused with the reason.
 
-In: a decoder's configuration, or a loaded native causal LM. Out: nothing, or a ValueError that says why not.
-The structural checks ask transformers; `probe` then runs a few tokens both ways.
+In: a decoder's configuration, a loaded native causal LM, or the inputs of a pass. Out: nothing, or a ValueError.
+The structural checks ask transformers; `probe` then runs a few tokens packed and one by one.
 Knows nothing of labels, prompts or files.
 """
 
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
@@ -17,10 +18,11 @@ from .attention_metadata import AttentionMetadata
 from .cache import DualBufferCache
 from .configuration import DecodNERConfig
 from .layer_window import LayerWindow
+from .transformers_private import attention_name, execution_device, takes_registered_attention
 
 EXACT_LAYER_TYPES = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
 PROBE_PREFIX = 6  # tokens
-PROBE_SPANS = ((0, 1), (0, 1, 2), (0, 3))  # as offsets behind the prefix; they share their first token
+PROBE_SPANS = ((0, 1), (0, 1, 2), (0, 3))  # offsets after the prefix; they share their first token
 PROBE_TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3}  # of the norm of the logits
 PROBE_TOLERANCE_HALF = 0.1
 
@@ -64,7 +66,7 @@ def native_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
             f"{name!r} has layers of type {foreign}, whose state follows the order of the packed tokens instead of "
             "the tree: only attention layers can be shared between spans."
         )
-    if not native._can_set_attn_implementation():
+    if not takes_registered_attention(native):
         raise ValueError(
             f"{native.__name__} does not take its attention from transformers' registry (ALiBi and older models do "
             "not), so its attention cannot be replaced."
@@ -73,7 +75,7 @@ def native_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
 
 
 def layer_windows(config: PreTrainedConfig) -> list[LayerWindow]:
-    """Each layer's window as the configuration states it."""
+    """Returns each layer's window as the configuration states it."""
     layer_types = getattr(config, "layer_types", None) or []
     windows = []
     for index, layer in enumerate(DynamicCache(config=config).layers):
@@ -87,14 +89,14 @@ def layer_windows(config: PreTrainedConfig) -> list[LayerWindow]:
 
 
 def node_limit(config: PreTrainedConfig) -> int | None:
-    """Most nodes of one pass, or None: Llama 4 scales queries by their place in the row and not by their position."""
+    """Returns the most nodes of a pass, or None; Llama 4 scales queries by their index in the row, not by position."""
     if getattr(config, "attn_temperature_tuning", False) and getattr(config, "floor_scale", None):
         return int(config.floor_scale) - 1
     return None
 
 
 def position_limit(config: PreTrainedConfig) -> PositionLimit | None:
-    """The first position at which packed scoring would no longer equal re-encoding, or the model ends."""
+    """Returns the first position at which packed scores would differ from re-encoded ones, or the model ends."""
     limits = []
     longest = getattr(config, "max_position_embeddings", None)
     if longest is not None:
@@ -117,18 +119,18 @@ def position_limit(config: PreTrainedConfig) -> PositionLimit | None:
 
 
 def _rope_parameters(config: PreTrainedConfig) -> list[dict[str, Any]]:
-    """The rope settings of a config: one dict, or one for each kind of layer."""
+    """Returns the rope settings of a config: one dict, or one per kind of layer."""
     parameters = getattr(config, "rope_parameters", None) or {}
     nested = [value for value in parameters.values() if isinstance(value, dict) and "rope_type" in value]
     return [parameters, *nested] if parameters else []
 
 
 def input_device(backbone: PreTrainedModel) -> torch.device:
-    """Where token ids go: the embedding's device, or that of accelerate's hook where the weights are offloaded."""
+    """Returns where token ids go: the embedding's device, or that of accelerate's hook for offloaded weights."""
     embedding = backbone.get_input_embeddings()
-    execution = getattr(getattr(embedding, "_hf_hook", None), "execution_device", None)
+    execution = execution_device(embedding)
     if embedding.weight.device.type == "meta" and execution is not None:
-        return torch.device(execution)
+        return execution
     found: torch.device = embedding.weight.device
     return found
 
@@ -145,7 +147,7 @@ def probe(backbone: PreTrainedModel) -> None:
     name = type(backbone).__name__
     vocabulary = backbone.get_input_embeddings().weight.shape[0]
     tokens = (torch.arange(PROBE_PREFIX + 8) * 7 + 3) % vocabulary
-    prefix, behind = tokens[:PROBE_PREFIX], tokens[PROBE_PREFIX:]
+    prefix, after = tokens[:PROBE_PREFIX], tokens[PROBE_PREFIX:]
     cache = DualBufferCache()
     windows = layer_windows(config)
     chain = AttentionMetadata(
@@ -173,9 +175,9 @@ def probe(backbone: PreTrainedModel) -> None:
         cache=cache,
         layer_windows=windows,
     )
-    packed = _packed_logits(backbone, behind[:4], forest, device)[[1, 2, 3]].double()
+    packed = _packed_logits(backbone, after[:4], forest, device)[[1, 2, 3]].double()
     for row, span in zip(packed, PROBE_SPANS, strict=True):
-        alone = torch.cat([prefix, behind[list(span)]])[None].to(device)
+        alone = torch.cat([prefix, after[list(span)]])[None].to(device)
         native = backbone(input_ids=alone, use_cache=False).logits[0, -1].double().to(row.device)
         error = float((row - native).norm() / native.norm())
         tolerance = PROBE_TOLERANCE.get(backbone.dtype, PROBE_TOLERANCE_HALF)
@@ -187,28 +189,79 @@ def probe(backbone: PreTrainedModel) -> None:
 
 
 def _packed_logits(
-    backbone: PreTrainedModel, token_ids: torch.Tensor, plan: AttentionMetadata, device: torch.device
+    backbone: PreTrainedModel, token_ids: torch.Tensor, metadata: AttentionMetadata, device: torch.device
 ) -> torch.Tensor:
     logits: torch.Tensor = backbone(
-        input_ids=token_ids[None].to(device), **packed_arguments(plan.position_ids[None].to(device), plan)
+        input_ids=token_ids[None].to(device), **packed_arguments(metadata.position_ids[None].to(device), metadata)
     ).logits
     return logits[0]
 
 
-def packed_arguments(position_ids: torch.Tensor, plan: AttentionMetadata) -> dict[str, Any]:
-    """Keyword arguments that turn a native forward into a packed pass.
+def packed_arguments(position_ids: torch.Tensor, metadata: AttentionMetadata) -> dict[str, Any]:
+    """Returns the keyword arguments that turn a native forward into a packed pass.
 
     The 4D dummy mask keeps transformers from building one; the cache is read and written by the attention function,
     never by the model.
     """
     dummy = torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=position_ids.device)
-    return {"position_ids": position_ids, "attention_mask": dummy, "use_cache": False, "forest_metadata": plan}
+    return {"position_ids": position_ids, "attention_mask": dummy, "use_cache": False, "forest_metadata": metadata}
 
 
 def check_backbone(backbone: PreTrainedModel) -> None:
-    """All checks on a loaded native model whose attention implementation is "decodner" already."""
+    """Runs all checks on a loaded native model whose attention implementation is "decodner" already."""
     native_class(backbone.config)
-    implementation = backbone.config._attn_implementation
+    implementation = attention_name(backbone.config)
     if implementation != ATTENTION_NAME:
         raise ValueError(f"the backbone's attention implementation is {implementation!r}, not {ATTENTION_NAME!r}.")
     probe(backbone)
+
+
+def check_structure(
+    metadata: AttentionMetadata, positions_limit: PositionLimit | None, nodes_limit: int | None
+) -> None:
+    """Raises a ValueError unless positions and subtree ends describe a forest after the prefix, within the limits.
+
+    Args:
+        metadata: the pass.
+        positions_limit: from `position_limit`.
+        nodes_limit: from `node_limit`.
+    """
+    positions, ends = metadata.position_ids.long().numpy(), metadata.subtree_end.long().numpy()
+    if positions.shape != ends.shape or not positions.size:
+        raise ValueError(f"{positions.size} position ids for {ends.size} nodes: one each, and at least one.")
+    nodes = np.arange(ends.size)
+    if (ends < nodes).any() or ends.max() >= ends.size:
+        raise ValueError("subtree_end must lie between the node itself and the last node, inclusive.")
+    closed = np.cumsum(np.bincount(ends + 1, minlength=ends.size)[: ends.size])  # subtrees ended
+    if not np.array_equal(positions, metadata.prefix_length + nodes - closed):
+        raise ValueError(
+            f"position ids run from {int(positions.min())} to {int(positions.max())}, but the prefix has "
+            f"{metadata.prefix_length} tokens: a node's position is the prefix length plus its depth in the forest."
+        )
+    if nodes_limit is not None and ends.size > nodes_limit:
+        raise ValueError(
+            f"{ends.size} nodes were given, but this model scales its queries by their index in the row from "
+            f"{nodes_limit} on: score at most {nodes_limit} nodes a pass."
+        )
+    last = int(positions.max())
+    if positions_limit is not None and last >= positions_limit.limit:
+        raise ValueError(
+            f"prefix and spans reach position {last}, but only positions below {positions_limit.limit} can be used: "
+            f"{positions_limit.reason}. Shorten the text or score it in windows."
+        )
+
+
+def check_token_ids(token_ids: torch.Tensor, vocabulary: int, what: str = "token ids") -> torch.Tensor:
+    """Returns `token_ids` unchanged; a ValueError unless they are integers in 0 .. vocabulary - 1, at least one.
+
+    Args:
+        token_ids: of any shape.
+        vocabulary: number of tokens.
+        what: what the message calls them.
+    """
+    if not token_ids.numel() or token_ids.is_floating_point():
+        raise ValueError(f"{what} must be integers, at least one, not {token_ids.dtype} of {list(token_ids.shape)}.")
+    lowest, highest = map(int, token_ids.aminmax())
+    if lowest < 0 or highest >= vocabulary:
+        raise ValueError(f"{what} run from {lowest} to {highest}, but the vocabulary is 0 .. {vocabulary - 1}.")
+    return token_ids

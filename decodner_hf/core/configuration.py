@@ -11,6 +11,8 @@ from typing import Any, ClassVar
 
 from transformers import AutoConfig, PreTrainedConfig
 
+from .transformers_private import CONFIG_KEYS, CONFIG_PATH
+
 OVERLAPS = ("flat", "nested", "all")
 FLAT_SELECTIONS = ("greedy", "exact")
 PROMPT_DEFAULTS = {
@@ -120,13 +122,13 @@ class DecodNERConfig(PreTrainedConfig):
 
     def _known_keys(self) -> set[str]:
         own = {name for cls in type(self).__mro__ for name in getattr(cls, "__annotations__", {})}
-        return set(vars(PreTrainedConfig())) | own | HF_CONFIG_KEYS
+        return set(vars(PreTrainedConfig())) | own | CONFIG_KEYS
 
     def to_dict(self) -> dict[str, Any]:
         """As its base, without the path that the decoder was loaded from: it says nothing elsewhere."""
         values: dict[str, Any] = super().to_dict()
         if isinstance(values.get("text_config"), dict):
-            values["text_config"].pop("_name_or_path", None)
+            values["text_config"].pop(CONFIG_PATH, None)
         return values
 
     def settings(self) -> dict[str, Any]:
@@ -207,11 +209,3 @@ class DecodNERConfig(PreTrainedConfig):
             return int(latent + self._decoder.qk_rope_head_dim)
         explicit = getattr(self._decoder, "head_dim", None)
         return int(explicit or self._decoder.hidden_size // self._decoder.num_attention_heads)
-
-
-# Keys that transformers accepts or writes without their being attributes of a fresh PreTrainedConfig.
-HF_CONFIG_KEYS = frozenset(
-    {"auto_map", "custom_pipelines", "model_type", "num_labels", "quantization_config", "torch_dtype"}
-    | {"attn_implementation", "experts_implementation", "output_attentions", "name_or_path", "_commit_hash"}
-    | {"_attn_implementation", "tie_word_embeddings", "torchscript"}
-)

@@ -7,10 +7,8 @@ Knows nothing of models or tokenizers, and leaves the choice among overlapping s
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
 
 from .selection import documents_of, select_spans
@@ -152,42 +150,6 @@ def decode_entities(
     return documents
 
 
-def get_entity_scores(
-    logits: torch.Tensor, label_token_ids: Sequence[int] | torch.Tensor, attention_mask: torch.Tensor
-) -> torch.Tensor:
-    """Returns the labels' logits [batch, num_labels] at each span's last real token.
-
-    Args:
-        logits: [batch, span_len, vocab], as from `score_spans` or `forward_spans`.
-        label_token_ids: num_labels token ids, from 0 to vocab - 1.
-        attention_mask: [batch, span_len], 1 for real tokens and 0 for padding on the right.
-
-    Raises:
-        ValueError: shapes that do not fit, a row without a real token, padding before a real token, mask values
-            other than 0 and 1, or ids that are missing, repeated or outside the vocabulary.
-    """
-    if logits.ndim != 3 or attention_mask.shape != logits.shape[:2]:
-        raise ValueError(
-            "logits must be [batch, span_len, vocab] and attention_mask [batch, span_len], "
-            f"not {list(logits.shape)} and {list(attention_mask.shape)}."
-        )
-    mask = attention_mask.to(logits.device)
-    real = mask != 0
-    if not bool((real == mask).all()):
-        raise ValueError("attention_mask must hold 1 for real tokens and 0 for padding, nothing else.")
-    empty = ~real.any(1)
-    if bool(empty.any()):
-        raise ValueError(f"row {int(empty.nonzero()[0])} of attention_mask has no real token: drop empty spans.")
-    holes = (real[:, 1:] & ~real[:, :-1]).any(1)
-    if bool(holes.any()):
-        raise ValueError(
-            f"row {int(holes.nonzero()[0])} of attention_mask has padding before a real token: pad spans on the right."
-        )
-    columns = _checked_token_ids(label_token_ids, logits.shape[2]).to(logits.device)
-    rows = torch.arange(logits.shape[0], device=logits.device)  # [batch]
-    return logits[rows, real.sum(1) - 1].index_select(1, columns)  # [batch, vocab] -> [batch, num_labels]
-
-
 def _checked_logits(label_logits: ArrayLike, name: str) -> FloatArray:
     logits = np.asarray(label_logits, np.float64)
     if logits.ndim != 2 or logits.shape[1] < 2:
@@ -198,16 +160,3 @@ def _checked_logits(label_logits: ArrayLike, name: str) -> FloatArray:
             f"{name} holds {logits[span, column]} at span {span}, column {column}: logits must be finite."
         )
     return logits
-
-
-def _checked_token_ids(label_token_ids: Any, vocab: int) -> torch.Tensor:
-    """Returns the ids as int64 [num_labels]."""
-    ids = torch.as_tensor(label_token_ids)
-    if ids.ndim != 1 or not ids.numel() or ids.is_floating_point() or ids.dtype == torch.bool:
-        raise ValueError(f"label_token_ids must be a list with one token id a label, not {label_token_ids!r}.")
-    outside = ids[(ids < 0) | (ids >= vocab)].tolist()
-    if outside:
-        raise ValueError(f"label_token_ids {outside} lie outside the vocabulary of {vocab} tokens.")
-    if len(set(ids.tolist())) < len(ids):
-        raise ValueError(f"label_token_ids {ids.tolist()} name a token twice: every label needs its own.")
-    return ids.to(torch.int64)

@@ -1,13 +1,15 @@
-"""The label head: next-token logits for a few rows of the vocabulary only.
+"""The label head: next-token logits of a few vocabulary rows, and the loss on them.
 
-In: hidden states of span ends and the token ids of label symbols. Out: the native model's logits for those tokens.
-A model whose head does more than what is written here is recognised by `row_head_equals_native` and keeps its own.
-Knows nothing of forests, spans or labels.
+In: hidden states of span ends and the token ids of label symbols; or label logits and the gold column of each span.
+Out: the native model's logits of those tokens; or a scalar loss.
+A model whose head computes more than `row_logits` does is recognized by `row_head_equals_native` and keeps its own.
+Knows nothing of forests or text.
 """
 
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -15,13 +17,14 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from .attention_metadata import AttentionMetadata
 from .compatibility import input_device, packed_arguments
 
+UNLABELLED = -100  # the gold column of a span that carries no loss
 PROBE_TOKENS = 5
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}  # of the largest logit
 TOLERANCE_HALF = 2e-2
 
 
 def has_plain_head(backbone: PreTrainedModel) -> bool:
-    """Whether the output embedding is an ordinary linear layer whose weights are at hand.
+    """Returns whether the output embedding is an ordinary linear layer with its weights in memory.
 
     Quantized, adapted, offloaded and tensor-parallel heads are not.
     """
@@ -32,7 +35,7 @@ def has_plain_head(backbone: PreTrainedModel) -> bool:
 
 
 def inner_decoder(backbone: PreTrainedModel) -> PreTrainedModel:
-    """The decoder without its head; `get_decoder` answers otherwise for some (Llama 4, ModernBERT's decoder)."""
+    """Returns the decoder without its head; for some models `get_decoder` does not (Llama 4, ModernBERT's decoder)."""
     for candidate in (backbone.get_decoder(), backbone.base_model, getattr(backbone, "model", None)):
         if isinstance(candidate, PreTrainedModel) and candidate is not backbone:
             return candidate
@@ -40,7 +43,7 @@ def inner_decoder(backbone: PreTrainedModel) -> PreTrainedModel:
 
 
 def decoder_layers(backbone: PreTrainedModel) -> list[nn.Module]:
-    """The decoder's layers, in their order."""
+    """Returns the decoder's layers in order."""
     return [module for module in inner_decoder(backbone).modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
@@ -48,17 +51,17 @@ def last_hidden_states(
     backbone: PreTrainedModel,
     token_ids: torch.Tensor,
     position_ids: torch.Tensor,
-    plan: AttentionMetadata,
+    metadata: AttentionMetadata,
     **kwargs: Any,
 ) -> torch.Tensor:
     """Runs a packed pass: tokens [N] and positions [N] on the model's device -> hidden states [N, hidden size]."""
-    packed = packed_arguments(position_ids[None], plan)
+    packed = packed_arguments(position_ids[None], metadata)
     states: torch.Tensor = inner_decoder(backbone)(input_ids=token_ids[None], **packed, **kwargs).last_hidden_state
     return states[0]
 
 
 def row_logits(backbone: PreTrainedModel, hidden_states: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """Logits of the tokens `rows` alone, at the cost of their rows of the head.
+    """Computes the logits of the tokens `rows` only, at the cost of those rows of the head.
 
     Args:
         backbone: a model for which `has_plain_head` holds.
@@ -71,7 +74,7 @@ def row_logits(backbone: PreTrainedModel, hidden_states: torch.Tensor, rows: tor
     head = backbone.get_output_embeddings()
     rows = rows.to(head.weight.device)
     bias = head.bias[rows] if head.bias is not None else None
-    logits = nn.functional.linear(hidden_states.to(head.weight.device), head.weight[rows], bias)
+    logits = F.linear(hidden_states.to(head.weight.device), head.weight[rows], bias)
     config = backbone.config.get_text_config(decoder=True)
     scale = getattr(config, "logit_scale", None)
     if scale is not None:
@@ -101,3 +104,27 @@ def row_head_equals_native(backbone: PreTrainedModel) -> bool:
     own = row_logits(backbone, hidden_states, rows)
     tolerance = TOLERANCE.get(native.dtype, TOLERANCE_HALF) * float(native.abs().max())
     return bool((own - native[:, rows.to(native.device)]).abs().max() <= tolerance)
+
+
+def span_loss(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    num_gold: torch.Tensor | int | None = None,
+    *,
+    none_weight: float = 1.0,
+) -> torch.Tensor:
+    """Computes the cross-entropy summed over spans, divided by the number of gold spans (None spans outnumber them).
+
+    Args:
+        logits: [S, L], label logits, those of the none label first.
+        labels: int64 [S], each span's gold column; 0 is None, -100 is left out.
+        num_gold: what the sum is divided by; the number of labels above 0, at least 1, if None.
+        none_weight: weight of the spans whose label is 0.
+
+    Returns:
+        A scalar, in float32.
+    """
+    weights = torch.ones(logits.shape[1], device=logits.device)
+    weights[0] = none_weight
+    summed = F.cross_entropy(logits.float(), labels, weight=weights, ignore_index=UNLABELLED, reduction="sum")
+    return summed / ((labels > 0).sum().clamp(min=1) if num_gold is None else num_gold)

@@ -7,18 +7,28 @@ function is ours. Knows nothing of text: tokenizers, prompts and entities are th
 
 import copy
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from os import PathLike
+from typing import Any, ClassVar, Self
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
+from .adapters import (
+    active_adapters,
+    add_adapter,
+    enable_adapters,
+    load_adapter,
+    set_adapter,
+)
 from .attention import ATTENTION_NAME
 from .attention_metadata import AttentionMetadata
 from .cache import DualBufferCache
-from .checks import InputChecks
+from .checkpoints import BACKBONE, load_decoder, readable_errors, save_decoder
 from .compatibility import (
     check_backbone,
+    check_structure,
+    check_token_ids,
     input_device,
     layer_windows,
     native_class,
@@ -30,15 +40,17 @@ from .compilation import compile_model, without_gradients
 from .configuration import DecodNERConfig
 from .cuda_graphs import SpanPassGraphs
 from .forest import TokenForest, build_forest
-from .label_head import has_plain_head, last_hidden_states, row_head_equals_native, row_logits
-from .loss import span_loss
-from .padded_spans import PaddedSpanMethods
-from .persistence import CheckpointMethods
+from .hub import upload, write_model_card
+from .label_head import has_plain_head, last_hidden_states, row_head_equals_native, row_logits, span_loss
 from .transfers import copy_to_device
-
-FORWARDED = (
-    *("hf_device_map", "hf_quantizer", "is_quantized", "quantization_method", "generation_config"),
-    *("is_loaded_in_4bit", "is_loaded_in_8bit", "_tp_size", "_tp_plan"),
+from .transformers_private import (
+    LOADED_ATTRIBUTES,
+    PIPELINE_KEYWORD,
+    attention_name,
+    cache_keyword,
+    mark_adapted,
+    name_attention,
+    new_model,
 )
 
 
@@ -56,7 +68,7 @@ class SpanClassifierOutput(ModelOutput):
     logits: torch.Tensor | None = None
 
 
-class DecodNERForSpanClassification(CheckpointMethods, PaddedSpanMethods, InputChecks, PreTrainedModel):
+class DecodNERForSpanClassification(PreTrainedModel):
     """Scores candidate spans with a causal decoder; see `encode_prefix` and `score_forest`.
 
     `from_pretrained` takes plain decoder checkpoints, adapters, and what `save_pretrained` wrote.
@@ -78,10 +90,10 @@ class DecodNERForSpanClassification(CheckpointMethods, PaddedSpanMethods, InputC
         if config.text_config is None:
             raise ValueError("the config has no text_config: say which decoder to use, or call from_pretrained.")
         native = native_class(config.text_config)
-        config._attn_implementation_internal = ATTENTION_NAME
+        name_attention(config, ATTENTION_NAME)
         super().__init__(config)
         if backbone is None:
-            backbone = native._from_config(config.text_config, attn_implementation=ATTENTION_NAME)
+            backbone = new_model(native, config.text_config, ATTENTION_NAME)
         self.backbone = backbone
         config.text_config = backbone.config
         self.position_limit = position_limit(self._decoder_config)
@@ -89,7 +101,7 @@ class DecodNERForSpanClassification(CheckpointMethods, PaddedSpanMethods, InputC
         self.layer_windows = layer_windows(self._decoder_config)
         self.row_head = has_plain_head(backbone)
         self.graphs: SpanPassGraphs | None = None
-        for name in FORWARDED:
+        for name in LOADED_ATTRIBUTES:
             if hasattr(backbone, name):
                 setattr(self, name, getattr(backbone, name))
         self.post_init()
@@ -104,11 +116,16 @@ class DecodNERForSpanClassification(CheckpointMethods, PaddedSpanMethods, InputC
         return super()._apply(fn, recurse)
 
     @property
+    def vocabulary_size(self) -> int:
+        """Number of tokens that the decoder can read."""
+        return int(self.get_input_embeddings().weight.shape[0])
+
+    @property
     def _decoder_config(self) -> Any:
         return self.backbone.config.get_text_config(decoder=True)
 
     @classmethod
-    def from_backbone(cls, model: PreTrainedModel, config: DecodNERConfig | None = None) -> Any:
+    def from_backbone(cls, model: PreTrainedModel, config: DecodNERConfig | None = None) -> Self:
         """Wraps a loaded native causal LM; `model` itself stays as it is, its weights are shared and not copied.
 
         Raises:
@@ -130,6 +147,124 @@ class DecodNERForSpanClassification(CheckpointMethods, PaddedSpanMethods, InputC
         wrapped.check()
         wrapped.train(model.training)
         return wrapped
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | PathLike[str],
+        *model_args: Any,
+        config: PreTrainedConfig | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Loads a decoder checkpoint, a saved DecodNER model or an adapter, from a directory or the Hub.
+
+        The decoder is loaded by its own class, with all keyword arguments (dtype, device_map, quantization_config,
+        revision, token, ...); settings of `DecodNERConfig` among them override the saved ones.
+
+        Returns:
+            The model, in evaluation mode; with `output_loading_info=True` also transformers' loading info.
+
+        Raises:
+            ValueError: the architecture cannot score a token forest, weights are missing, have other sizes or are not
+                finite (says which), or `attn_implementation` was given.
+            OSError: no checkpoint there.
+        """
+        if kwargs.pop("attn_implementation", ATTENTION_NAME) not in (None, ATTENTION_NAME):
+            raise ValueError(
+                f'span scoring needs its own attention: leave attn_implementation out ("{ATTENTION_NAME}").'
+            )
+        path = str(pretrained_model_name_or_path)
+        with_info = kwargs.pop("output_loading_info", False)
+        with readable_errors(in_pipeline=PIPELINE_KEYWORD in kwargs):
+            loaded = load_decoder(path, config, model_args, kwargs)
+            model = cls(loaded.config, loaded.backbone)
+            model.check()
+            if loaded.adapter is not None:
+                model.load_adapter(loaded.adapter, adapter_kwargs=loaded.adapter_keywords)
+        model.eval()
+        return (model, loaded.info) if with_info else model
+
+    def save_pretrained(
+        self,
+        save_directory: str | PathLike[str],
+        is_main_process: bool = True,
+        state_dict: dict[str, torch.Tensor] | None = None,
+        *,
+        include_code: bool = False,
+        push_to_hub: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Writes the decoder's own shards and keys (with adapters those alone), and our config.json.
+
+        Args:
+            save_directory: made if need be.
+            is_main_process: whether this process writes the configuration.
+            state_dict: weights to write instead of the model's, under its or the decoder's keys.
+            include_code: also write the code, so that the directory loads with `trust_remote_code=True` where this
+                package is not installed; such a directory needs that flag everywhere.
+            push_to_hub: upload afterwards; `repo_id`, `token` and the like are then taken from `kwargs`.
+            **kwargs: handed to the decoder's own `save_pretrained` (max_shard_size, variant, ...).
+        """
+        if push_to_hub:
+            self.push_to_hub(kwargs.pop("repo_id", str(save_directory)), include_code=include_code, **kwargs)
+            return
+        save_decoder(
+            self.config,
+            self.backbone,
+            str(save_directory),
+            is_main_process=is_main_process,
+            state_dict=state_dict,
+            include_code=include_code,
+            **kwargs,
+        )
+
+    def push_to_hub(self, repo_id: str, *, include_code: bool = True, **kwargs: Any) -> Any:
+        """Uploads the model, by default with the code that loads it where this package is not installed.
+
+        Args:
+            repo_id: "name" or "organization/name"; made if need be.
+            include_code: see `save_pretrained`.
+            **kwargs: private, token, revision, create_pr, commit_message, commit_description.
+        """
+
+        def save(directory: str) -> None:
+            self.save_pretrained(directory, include_code=include_code)
+            write_model_card(self.config, directory)
+
+        return upload(save, repo_id, **kwargs)
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        """Loads weights under this model's keys or the decoder's own."""
+        if not any(name.startswith(BACKBONE) for name in state_dict):
+            return self.backbone.load_state_dict(state_dict, strict=strict, assign=assign)
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
+
+    def load_adapter(self, peft_model_id: str | None = None, adapter_name: str | None = None, **kwargs: Any) -> Any:
+        """Loads a PEFT adapter onto the decoder, as transformers' method; errors as `adapters.load_adapter`."""
+        info = load_adapter(self.backbone, peft_model_id, adapter_name, **kwargs)
+        mark_adapted(self, True)
+        return info
+
+    def add_adapter(self, adapter_config: Any, adapter_name: str | None = None) -> None:
+        """Adds a new PEFT adapter to the decoder and activates it; see `adapters.add_adapter`."""
+        add_adapter(self.backbone, adapter_config, adapter_name)
+        mark_adapted(self, True)
+
+    def set_adapter(self, adapter_name: str | list[str]) -> None:
+        """Activates one of the loaded adapters, or several."""
+        set_adapter(self.backbone, adapter_name)
+
+    def disable_adapters(self) -> None:
+        """Switches all adapters off."""
+        enable_adapters(self.backbone, False)
+
+    def enable_adapters(self) -> None:
+        """Switches the adapters on again."""
+        enable_adapters(self.backbone, True)
+
+    def active_adapters(self) -> list[str]:
+        """Returns the names of the active adapters."""
+        return active_adapters(self.backbone)
 
     def check(self) -> None:
         """Probes the backbone: raises a ValueError if packed scores would not equal the model's own."""
@@ -160,7 +295,7 @@ class DecodNERForSpanClassification(CheckpointMethods, PaddedSpanMethods, InputC
         symbol_token_ids: torch.Tensor | None = None,
         span_prompts: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
-        cache: DualBufferCache | None = None,
+        prefix_cache: DualBufferCache | None = None,
         attention_mask: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs: Any,
@@ -175,34 +310,39 @@ class DecodNERForSpanClassification(CheckpointMethods, PaddedSpanMethods, InputC
             symbol_token_ids: int64 [L], or [Q, L] for Q prompts, rows of fewer symbols padded with -1.
             span_prompts: int64 [S] or [1, S], each span's row of `symbol_token_ids`; None where there is one.
             labels: int64 [S] or [1, S], each span's gold column of `symbol_token_ids`; 0 is None, -100 is left out.
-            cache: a prefix from `encode_prefix`; read, not written.
+            prefix_cache: a prefix from `encode_prefix`; read, not written.
             attention_mask: for the ordinary forward only.
             num_items_in_batch: what the summed loss is divided by; the number of spans with labels > 0 if None.
-            **kwargs: handed to the decoder.
+            **kwargs: handed to the decoder; in the ordinary forward `cache` and `past_key_values` are one.
 
         Returns:
             `SpanClassifierOutput`, or the decoder's output without `subtree_end`.
         """
         if subtree_end is None:
+            if span_nodes is not None or symbol_token_ids is not None or prefix_cache is not None:
+                raise ValueError(
+                    "span_nodes, symbol_token_ids and prefix_cache belong to a packed pass: give subtree_end too."
+                )
             if num_items_in_batch is not None:
                 kwargs["num_items_in_batch"] = num_items_in_batch
-            if span_nodes is not None or symbol_token_ids is not None or cache is not None:
-                raise ValueError(
-                    "span_nodes, symbol_token_ids and cache belong to a packed pass: give subtree_end too."
-                )
+            for name in ("cache", "past_key_values"):  # one argument; transformers renamed it
+                if kwargs.get(name) is not None:
+                    kwargs[cache_keyword(self.backbone)] = kwargs.pop(name)
             ordinary = {"position_ids": position_ids, "attention_mask": attention_mask, "labels": labels}
             return self.backbone(input_ids=input_ids, **ordinary, **kwargs)
         if input_ids is None or position_ids is None or span_nodes is None or symbol_token_ids is None:
             raise ValueError("a packed pass needs input_ids, position_ids, subtree_end, span_nodes, symbol_token_ids.")
         kwargs.pop("use_cache", None)
         kwargs.pop("return_dict", None)
-        plan = self._plan(position_ids.reshape(-1), subtree_end.reshape(-1), cache)
+        metadata = self.pass_metadata(position_ids.reshape(-1), subtree_end.reshape(-1), prefix_cache)
         symbols = symbol_token_ids.reshape(-1, symbol_token_ids.shape[-1])
         if symbols.shape[0] > 1 and span_prompts is None:
             raise ValueError(
                 f"{symbols.shape[0]} rows of symbol_token_ids were given: span_prompts must say whose is whose."
             )
-        logits = self._label_logits(input_ids.reshape(-1), plan, span_nodes.reshape(-1), symbols, span_prompts, kwargs)
+        logits = self._label_logits(
+            input_ids.reshape(-1), metadata, span_nodes.reshape(-1), symbols, span_prompts, kwargs
+        )
         loss = None
         if labels is not None:
             loss = span_loss(logits, labels.reshape(-1).to(logits.device), num_items_in_batch)
@@ -211,8 +351,8 @@ class DecodNERForSpanClassification(CheckpointMethods, PaddedSpanMethods, InputC
     def compile_forest(self, *, cuda_graph_nodes: int = 16384, **options: Any) -> None:
         """Compiles the decoder's layers for passes without gradients over a cached prefix; call it when loaded.
 
-        Call it again after the model was moved or cast, or its layers or adapters changed: a CUDA graph never runs over
-        weights that were replaced, and what was compiled for another dtype or device is not used.
+        Call it again after the model was moved or cast, or its layers or adapters changed. A CUDA graph never runs
+        over weights that were replaced, and what was compiled for another dtype or device is not used.
         Takes some ten seconds for each kind of layer, now; no pass of any size compiles again. Span passes over up to
         4,096 prefix tokens run as CUDA graphs, where the decoder allows it: the second pass of each size (a multiple
         of 64 to 512 nodes) is captured and takes a few times as long, later ones cost the host next to nothing. Larger
@@ -234,7 +374,7 @@ class DecodNERForSpanClassification(CheckpointMethods, PaddedSpanMethods, InputC
 
     @without_gradients
     def encode_prefix(self, token_ids: Any, cache: DualBufferCache | None = None) -> DualBufferCache:
-        """Encodes tokens behind the prefix that `cache` holds, so that spans can be scored against both.
+        """Encodes tokens after the prefix that `cache` holds, so that spans can be scored against both.
 
         Args:
             token_ids: [P] or [1, P] integers.
@@ -252,7 +392,7 @@ class DecodNERForSpanClassification(CheckpointMethods, PaddedSpanMethods, InputC
             raise ValueError(f"{prefix.shape[0]} prefixes were given: a cache holds one; encode each into its own.")
         if not prefix.numel():
             raise ValueError("the prefix is empty: give at least one token.")
-        checked = self._checked_ids(prefix.reshape(-1))
+        checked = check_token_ids(prefix.reshape(-1), self.vocabulary_size)
         forest = build_forest(
             [prefix.reshape(-1).numpy()], first_position=cache.prefix_length if cache is not None else 0
         )
@@ -260,9 +400,9 @@ class DecodNERForSpanClassification(CheckpointMethods, PaddedSpanMethods, InputC
         cache.check_fits(forest.num_nodes)
         if not cache.prefix_length:
             cache.claim(self.backbone)
-        plan = self._plan(forest.position_ids, forest.subtree_end, cache, write=True)
-        checked, position_ids = copy_to_device([checked, plan.position_ids], input_device(self.backbone))
-        last_hidden_states(self.backbone, checked, position_ids, plan)
+        metadata = self.pass_metadata(forest.position_ids, forest.subtree_end, cache, write=True)
+        checked, position_ids = copy_to_device([checked, metadata.position_ids], input_device(self.backbone))
+        last_hidden_states(self.backbone, checked, position_ids, metadata)
         cache.commit(forest.num_nodes)
         return cache
 
@@ -286,23 +426,41 @@ class DecodNERForSpanClassification(CheckpointMethods, PaddedSpanMethods, InputC
         """
         if not forest.num_spans:
             raise ValueError("the forest has no spans to score.")
-        symbols = self._checked_ids(torch.as_tensor(symbol_token_ids).reshape(-1).cpu(), "label token ids")
+        symbols = check_token_ids(
+            torch.as_tensor(symbol_token_ids).reshape(-1).cpu(), self.vocabulary_size, "label token ids"
+        )
         if len(set(symbols.tolist())) != symbols.numel():
             raise ValueError(f"label token ids {symbols.tolist()} are not distinct: two labels would share a token.")
-        plan = self._plan(forest.position_ids, forest.subtree_end, cache)
+        metadata = self.pass_metadata(forest.position_ids, forest.subtree_end, cache)
         return self._label_logits(
-            self._checked_ids(forest.token_ids.cpu()), plan, forest.span_nodes.cpu(), symbols[None], None, {}
+            check_token_ids(forest.token_ids.cpu(), self.vocabulary_size),
+            metadata,
+            forest.span_nodes.cpu(),
+            symbols[None],
+            None,
+            {},
         )
 
-    def _plan(
+    def pass_metadata(
         self,
         position_ids: torch.Tensor,
         subtree_end: torch.Tensor,
         cache: DualBufferCache | None,
         write: bool = False,
     ) -> AttentionMetadata:
+        """Returns what a packed pass asks of attention, checked against the model and the cache.
+
+        Args:
+            position_ids: int64 [N].
+            subtree_end: int32 [N], inclusive.
+            cache: the prefix, or None.
+            write: whether the pass extends the prefix.
+
+        Raises:
+            ValueError: structure, positions or cache do not fit this model.
+        """
         prefix_length = cache.prefix_length if cache is not None else 0
-        plan = AttentionMetadata(
+        metadata = AttentionMetadata(
             position_ids=position_ids.cpu(),
             subtree_end=subtree_end.cpu(),
             prefix_length=prefix_length,
@@ -310,46 +468,47 @@ class DecodNERForSpanClassification(CheckpointMethods, PaddedSpanMethods, InputC
             write=write,
             layer_windows=self.layer_windows,
         )
-        if self.backbone.config._attn_implementation != ATTENTION_NAME:
+        attention = attention_name(self.backbone.config)
+        if attention != ATTENTION_NAME:
             raise ValueError(
-                f"the decoder's attention was set to {self.backbone.config._attn_implementation!r}, which knows no "
+                f"the decoder's attention was set to {attention!r}, which knows no "
                 f'forests: set it back with model.backbone.set_attn_implementation("{ATTENTION_NAME}").'
             )
         if cache is not None and not cache.belongs_to(self.backbone):
             raise ValueError("the cache holds a prefix of another model: encode the prefix with this model.")
-        self._check_structure(plan)
-        return plan
+        check_structure(metadata, self.position_limit, self.node_limit)
+        return metadata
 
     def _label_logits(
         self,
         token_ids: torch.Tensor,
-        plan: AttentionMetadata,
+        metadata: AttentionMetadata,
         span_nodes: torch.Tensor,
         symbols: torch.Tensor,
         span_prompts: torch.Tensor | None,
         kwargs: dict[str, Any],
     ) -> torch.Tensor:
         """[N], spans [S], symbols [Q, L] padded with -1 -> [S, L]; no wait for the GPU if all are on the CPU."""
-        if token_ids.numel() != plan.position_ids.numel():
-            raise ValueError(f"{token_ids.numel()} tokens for {plan.position_ids.numel()} nodes: one each is needed.")
+        if token_ids.numel() != metadata.num_nodes:
+            raise ValueError(f"{token_ids.numel()} tokens for {metadata.num_nodes} nodes: one each is needed.")
         if span_nodes.device.type == "cpu" and span_nodes.numel():
             first, last = span_nodes.aminmax()
             if first < 0 or last >= token_ids.numel():
                 raise ValueError(f"span_nodes must lie in 0 .. {token_ids.numel() - 1}.")
         if self.graphs is not None and self.row_head and not kwargs and span_prompts is None:
-            replayed = self.graphs.logits(plan, token_ids, span_nodes, symbols)
+            replayed = self.graphs.logits(metadata, token_ids, span_nodes, symbols)
             if replayed is not None:
                 return replayed
         rows, columns = symbols.clamp(min=0).reshape(-1).unique(return_inverse=True)
         columns, absent = columns.reshape(symbols.shape), symbols < 0
         token_ids, position_ids, span_nodes, rows, columns, absent = copy_to_device(
-            [token_ids, plan.position_ids, span_nodes, rows, columns, absent], input_device(self.backbone)
+            [token_ids, metadata.position_ids, span_nodes, rows, columns, absent], input_device(self.backbone)
         )
         if self.row_head and has_plain_head(self.backbone):
-            states = last_hidden_states(self.backbone, token_ids, position_ids, plan, **kwargs)
+            states = last_hidden_states(self.backbone, token_ids, position_ids, metadata, **kwargs)
             logits = row_logits(self.backbone, states[span_nodes.to(states.device)], rows)
         else:
-            packed = packed_arguments(position_ids[None], plan)
+            packed = packed_arguments(position_ids[None], metadata)
             native = self.backbone(input_ids=token_ids[None], logits_to_keep=span_nodes, **packed, **kwargs).logits[0]
             logits = native[:, rows.to(native.device)]
         columns, absent = columns.to(logits.device), absent.to(logits.device, torch.bool)
@@ -357,6 +516,3 @@ class DecodNERForSpanClassification(CheckpointMethods, PaddedSpanMethods, InputC
             return logits[:, columns[0]].masked_fill(absent[0], float("-inf"))
         prompts = span_prompts.reshape(-1).to(logits.device)
         return logits.gather(1, columns[prompts]).masked_fill(absent[prompts], float("-inf"))
-
-
-UniversalDecoder = DecodNERForSpanClassification

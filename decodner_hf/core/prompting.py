@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from .configuration import PROMPT_DEFAULTS, DecodNERConfig, normalize_labels
-from .tokenization import check_texts, check_tokenizer, continuation_ids, opening_ids
+from .tokenization import check_tokenizer, continuation_ids, opening_ids
 
 IntArray = NDArray[np.int64]
 CUE_ANCHORS = ("a", ":", "0", "\n")  # a span mostly ends in a letter
+SYMBOLS_AT_ONCE = 1024  # possible symbols tokenized together
 CHAT_MARK = "DECODNER"  # stands for the user's message while a chat template is rendered
 
 
@@ -167,8 +168,7 @@ def choose_symbols(tokenizer: PreTrainedTokenizerBase, num_labels: int) -> Label
     check_tokenizer(tokenizer)
     if isinstance(num_labels, bool) or not isinstance(num_labels, int) or num_labels < 1:
         raise ValueError(f"num_labels must be at least 1, not {num_labels!r}.")
-    numbers = [str(number) for number in range(num_labels + 1)]
-    chosen = _single_tokens(tokenizer, numbers)
+    chosen = _numbers(tokenizer, num_labels + 1)
     if len(chosen) <= num_labels:
         chosen = {}
         for symbols in _symbol_pool(tokenizer):
@@ -192,29 +192,19 @@ def shard_labels(labels: Mapping[str, str | None], max_labels: int) -> list[dict
     return [dict(items[start:end]) for start, end in pairwise(bounds)]
 
 
-def get_label_token_ids(labels: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Token id of each label, as it stands in the middle of a prompt.
+def _numbers(tokenizer: PreTrainedTokenizerBase, count: int) -> dict[str, int]:
+    """The numbers 0 .. count - 1 and their tokens; nothing if one of them is not a token of its own.
 
-    Raises:
-        ValueError: naming each label that is not exactly one token, with its tokens, and labels that share a token.
+    They are tried in steps, so that the work is bounded by the numbers in the vocabulary and not by `count`.
     """
-    check_texts(labels, "labels")
-    if not labels:
-        raise ValueError("no labels were given: pass at least one.")
-    tokens = [ids.tolist() for ids in continuation_ids(tokenizer, labels)]
-    faults = [
-        f"{label!r} is {len(ids)} tokens {tokenizer.convert_ids_to_tokens(ids)}"
-        for label, ids in zip(labels, tokens, strict=True)
-        if len(ids) != 1
-    ]
-    sharing: dict[int, list[str]] = {}
-    for label, ids in zip(labels, tokens, strict=True):
-        if len(ids) == 1:
-            sharing.setdefault(ids[0], []).append(label)
-    faults += [f"{names} share the token {token}" for token, names in sharing.items() if len(names) > 1]
-    if faults:
-        raise ValueError(f"each label must be one token of its own: {'; '.join(faults)}. Use digits or letters.")
-    return [ids[0] for ids in tokens]
+    chosen: dict[str, int] = {}
+    while len(chosen) < count:
+        step = range(len(chosen), min(len(chosen) + SYMBOLS_AT_ONCE, count))
+        found = _single_tokens(tokenizer, [str(number) for number in step])
+        if len(found) < len(step) or not set(found.values()).isdisjoint(chosen.values()):
+            return {}
+        chosen |= found
+    return chosen
 
 
 def _single_tokens(tokenizer: PreTrainedTokenizerBase, symbols: Sequence[str]) -> dict[str, int]:
@@ -235,7 +225,7 @@ def _symbol_pool(tokenizer: PreTrainedTokenizerBase) -> Iterator[list[str]]:
         (text for text in vocabulary if len(text) > 1 and text.isascii() and text.isalnum()),
         key=lambda text: (not text.isdigit(), len(text), text),
     )
-    for start in range(0, len(plain), 1024):
-        yield plain[start : start + 1024]
+    for start in range(0, len(plain), SYMBOLS_AT_ONCE):
+        yield plain[start : start + SYMBOLS_AT_ONCE]
     others = [[token] for text, token in vocabulary.items() if not (text.isascii() and text.isalnum())]
     yield sorted({text for text in backend.decode_batch(others) if text.isalnum()}, key=lambda text: (len(text), text))

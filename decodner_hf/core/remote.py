@@ -1,7 +1,8 @@
 """The single entry file of checkpoints that carry their code; config.json names its classes."""
 
 from .configuration import DecodNERConfig
+from .low_level import UniversalDecoder
 from .modeling import DecodNERForSpanClassification
 from .pipeline import DecodNERPipeline
 
-__all__ = ["DecodNERConfig", "DecodNERForSpanClassification", "DecodNERPipeline"]
+__all__ = ["DecodNERConfig", "DecodNERForSpanClassification", "DecodNERPipeline", "UniversalDecoder"]

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from threading import RLock
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ from .transfers import HostCopy, is_out_of_memory
 from .weights import WeightsWatch
 
 IntArray = NDArray[np.int64]
-FloatArray = NDArray[np.float32]
+FloatArray = NDArray[np.floating[Any]]
 
 logger = logging.getLogger(__name__)
 
@@ -69,13 +70,12 @@ class ScoredRun:
     num_columns: int
 
     def logits(self) -> list[FloatArray]:
-        """Waits for them; float32 [spans of the document, L + 1] each."""
-        if len(self.pieces) == 1:
-            logits = self.pieces[0][1].array()
-        else:
-            logits = np.empty((int(self.cu_spans[-1]), self.num_columns), np.float32)
-            for spans, download in self.pieces:
-                logits[spans] = download.array()
+        """Waits for them; float32 or float64 [spans of the document, L + 1] each."""
+        arrays = [download.array() for _, download in self.pieces]
+        dtype = arrays[0].dtype if arrays else np.dtype(np.float32)
+        logits = np.full((int(self.cu_spans[-1]), self.num_columns), np.nan, dtype)
+        for (spans, _), values in zip(self.pieces, arrays, strict=True):
+            logits[spans] = values  # a long document's spans come in the order of their paths, even in one piece
         return [logits[first:last] for first, last in pairwise(self.cu_spans.tolist())]
 
 

@@ -7,13 +7,12 @@ Special tokens that are written out in a text count as such, as everywhere in tr
 Knows nothing of labels, prompts or candidate spans.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import copy
+from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
@@ -32,6 +31,21 @@ def check_tokenizer(tokenizer: Any) -> None:
         "which entities cannot be located. Load it with AutoTokenizer.from_pretrained(..., use_fast=True), or convert "
         "it to a PreTrainedTokenizerFast."
     )
+
+
+def private_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Copies a fast tokenizer, with truncation and padding off, for an object that encodes texts again and again.
+
+    Calls of the original switch both on and off in the Rust tokenizer they share, also from other threads.
+
+    Raises:
+        ValueError: a tokenizer that is not fast.
+    """
+    check_tokenizer(tokenizer)
+    own = copy.deepcopy(tokenizer)
+    own.backend_tokenizer.no_truncation()
+    own.backend_tokenizer.no_padding()
+    return own
 
 
 def check_texts(texts: Sequence[str], what: str) -> None:
@@ -128,43 +142,6 @@ def opening_ids(tokenizer: PreTrainedTokenizerBase, text: str, *, special_tokens
     return np.array(encoding.ids[: kept or None], np.int64)
 
 
-def tokenize_spans(
-    spans: str | Sequence[str], tokenizer: PreTrainedTokenizerBase, prefix_len: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Tokenizes spans, each as it stands after a space, into a right-padded batch that follows a shared prefix.
-
-    Args:
-        spans: one span or B of them.
-        tokenizer: a fast tokenizer; without a pad token the padding is its end token, or 0.
-        prefix_len: number of tokens before the spans.
-
-    Returns:
-        span_ids, position_ids and attention_mask, each int64 [B, L]. Every row's positions are
-        prefix_len .. prefix_len + L - 1; the mask is 1 at a span's own tokens.
-
-    Raises:
-        ValueError: no span, a blank span, one that is not a string, or a negative prefix_len.
-    """
-    rows = [spans] if isinstance(spans, str) else spans
-    check_texts(rows, "spans")
-    if not rows:
-        raise ValueError("no spans were given: pass at least one.")
-    if isinstance(prefix_len, bool) or not isinstance(prefix_len, int) or prefix_len < 0:
-        raise ValueError(f"prefix_len must be a number of tokens, 0 or more, not {prefix_len!r}.")
-    blank = [index for index, span in enumerate(rows) if not span.strip()]
-    token_ids = continuation_ids(tokenizer, [f" {span}" for span in rows])
-    empty = blank or [index for index, ids in enumerate(token_ids) if not len(ids)]
-    if empty:
-        raise ValueError(f"span {empty[0]} ({rows[empty[0]]!r}) is empty: every span needs at least one token.")
-    padding = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if isinstance(i, int)), 0)
-    lengths = torch.tensor([len(ids) for ids in token_ids])
-    positions = torch.arange(int(lengths.max()))  # [L]
-    mask = positions < lengths[:, None]  # [B, L]
-    span_ids = torch.full(mask.shape, padding)
-    span_ids[mask] = torch.from_numpy(np.concatenate(token_ids))
-    return span_ids, (positions + prefix_len).repeat(len(rows), 1), mask.to(torch.int64)
-
-
 def _continuations(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], anchors: Sequence[str], *, with_offsets: bool
 ) -> list[tuple[Any, int, int]]:
@@ -199,26 +176,17 @@ def _encode(
     special_tokens: bool = False,
     with_offsets: bool = True,
 ) -> list[Any]:
-    backend = tokenizer.backend_tokenizer
-    with _whole_texts(backend):
-        encode = backend.encode_batch if with_offsets else backend.encode_batch_fast
-        encodings: list[Any] = encode(list(texts), add_special_tokens=special_tokens)
+    backend = _without_limits(tokenizer.backend_tokenizer)
+    encode = backend.encode_batch if with_offsets else backend.encode_batch_fast
+    encodings: list[Any] = encode(list(texts), add_special_tokens=special_tokens)
     return encodings
 
 
-@contextmanager
-def _whole_texts(backend: Any) -> Iterator[None]:
-    """Suspends truncation and padding that a saved tokenizer may have switched on."""
-    truncation, padding = backend.truncation, backend.padding
-    if truncation is None and padding is None:
-        yield
-        return
+def _without_limits(backend: Any) -> Any:
+    """The Rust tokenizer, or a copy if truncation or padding is on: other threads may be using the original."""
+    if backend.truncation is None and backend.padding is None:
+        return backend
+    backend = copy.deepcopy(backend)
     backend.no_truncation()
     backend.no_padding()
-    try:
-        yield
-    finally:
-        if truncation is not None:
-            backend.enable_truncation(**truncation)
-        if padding is not None:
-            backend.enable_padding(**padding)
+    return backend

@@ -1,8 +1,8 @@
 """Copies small tensors between host and device without the host waiting for the work in flight there.
 
 In: integer tensors on the CPU; or a result on the device. Out: the former on the device, all in one copy; the latter
-on the CPU once it is asked for. On a device other than a GPU both are plain copies. Recognises errors for lack of
-memory, too. Knows nothing of what the tensors mean.
+on the CPU once it is asked for. On a device other than a GPU both are plain copies. Tells a lack of memory there, too.
+Knows nothing of what the tensors mean.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
 
-from .arrays import Float32Array
+from .arrays import FloatingArray
 
 
 def copy_to_device(tensors: Sequence[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
@@ -36,21 +36,21 @@ class HostCopy:
     """A float tensor on its way to the CPU; `array` waits for it."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
-        """Starts copying `tensor` as float32, after the work that computes it."""
+        """Starts the copy of `tensor`, half precision as float32, after the work that computes it."""
         self._arrived: torch.cuda.Event | None = None
-        self._host = tensor.float()
+        self._host = tensor if tensor.dtype == torch.float64 else tensor.float()
         if tensor.is_cuda:
             computed = self._host
-            self._host = torch.empty(computed.shape, dtype=torch.float32, pin_memory=True)
+            self._host = torch.empty(computed.shape, dtype=computed.dtype, pin_memory=True)
             self._host.copy_(computed, non_blocking=True)
             self._arrived = torch.cuda.Event()
             self._arrived.record(torch.cuda.current_stream(tensor.device))
 
-    def array(self) -> Float32Array:
-        """The values, float32 in the tensor's shape, in memory that stays valid."""
+    def array(self) -> FloatingArray:
+        """The values, float32 (float64 if the tensor is) in the tensor's shape, in memory that stays valid."""
         if self._arrived is not None:
             self._arrived.synchronize()
-        values: Float32Array = self._host.cpu().numpy()
+        values: FloatingArray = self._host.cpu().numpy()
         return values
 
 

@@ -6,6 +6,8 @@ Knows nothing of what is in it; imports nothing heavy.
 
 from pathlib import Path
 
+FOLDER = Path(__file__).parent
+
 
 def default_model() -> Path:
     """Returns the folder of the model that comes with the package.
@@ -13,10 +15,9 @@ def default_model() -> Path:
     Raises:
         FileNotFoundError: an installation without it.
     """
-    folder = Path(__file__).parent
-    if not (folder / "config.json").is_file():
+    if not (FOLDER / "config.json").is_file():
         raise FileNotFoundError(
-            f"this installation has no default model: there is no {folder / 'config.json'}. "
+            f"this installation has no default model: there is no {FOLDER / 'config.json'}. "
             "Install decodner-hf again from a complete wheel or checkout, or name a model (--model, model=...)."
         )
-    return folder
+    return FOLDER

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase
 
 from ..core.forest import SpanPaths, build_forest
-from ..core.loss import UNLABELLED
+from ..core.label_head import UNLABELLED
 from ..core.prompting import PromptTemplate
 from ..core.spans import EncodedDocument, NoWindowError, encode_documents, split_into_windows
 from ..data.document_context import Context, Passage, passages_of

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from ..core.arrays import ramp_of
 from ..core.forest import TokenForest, build_forest
-from ..core.loss import UNLABELLED
+from ..core.label_head import UNLABELLED
 from ..core.scoring import EncodedPrompt
 from .documents import EncodedSources, TrainingDocument
 from .prompts import OpenPrompter, Questions

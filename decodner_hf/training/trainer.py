@@ -17,10 +17,11 @@ from torch import nn
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 
+from ..core.adapters import active_adapters
 from ..core.attention import ATTENTION_NAME
 from ..core.compatibility import native_class
 from ..core.hub import TASK
-from ..core.loss import span_loss
+from ..core.label_head import span_loss
 from ..core.modeling import DecodNERForSpanClassification
 from ..core.pipeline import DecodNERPipeline
 from ..data.document_context import Context
@@ -235,7 +236,7 @@ def load_weights(model: Any, directory: str) -> None:
 def _load_adapter_weights(backbone: Any, path: Path) -> None:
     from peft import set_peft_model_state_dict
 
-    (name,) = backbone.active_adapters()
+    (name,) = active_adapters(backbone)
     weights = {key.removeprefix("base_model.model."): value for key, value in load_file(path).items()}
     result: Any = set_peft_model_state_dict(backbone, weights, adapter_name=name)
     missing = [key for key in result.missing_keys if f".{name}." in key]

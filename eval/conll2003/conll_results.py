@@ -55,7 +55,7 @@ DECODERS = {  # whether calibrated, and the options
     "calibrated-greedy": (True, ("--selection", "greedy")),
     "calibrated-exact": (True, ("--selection", "exact")),
 }
-TRAIN = ("-m", "decodner_cli.main", "train", "--output", "{model}")
+TRAIN = ("-m", "decodner_cli", "train", "--output", "{model}")
 EVALUATE = ("eval/run_eval.py", "--model", "{model}", "--out", "{result}")
 BASELINE = ("eval/conll2003/train_token_baselines.py", "--model", "{backbone}", "--out", "{result}")
 

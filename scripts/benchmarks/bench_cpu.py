@@ -150,7 +150,7 @@ def measure_startup(model: str) -> dict[str, float]:
     """Median seconds of the command line as a whole, of its help, and of its stages, over processes of their own."""
 
     def command(*arguments: str) -> float:
-        finished = [sys.executable, "-m", "decodner_command", *arguments]
+        finished = [sys.executable, "-m", "decodner_cli", *arguments]
         return clock(lambda: subprocess.run(finished, check=True, capture_output=True), STARTS)
 
     command("--help")  # the files are in memory from here on

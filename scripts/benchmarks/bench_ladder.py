@@ -32,7 +32,7 @@ from bench_setting import (
 from ladder_baselines import Prefilled, Rows
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from decodner_hf import DecodNERForSpanClassification, build_forest
+from decodner_hf import DecodNERForSpanClassification, UniversalDecoder, build_forest
 from decodner_hf.core import attention
 from decodner_hf.core.forest import rows_forest
 from decodner_hf.core.label_head import row_logits
@@ -80,7 +80,7 @@ class Ladder:
             self.native = LlamaForCausalLM._from_config(
                 config, dtype=DTYPES[options.dtype], attn_implementation="sdpa"
             ).eval()
-        self.model = DecodNERForSpanClassification.from_backbone(self.native)
+        self.model = UniversalDecoder.from_backbone(self.native)
         generator = np.random.default_rng(0)
         shape = (options.words, options.width, options.tokens_per_word)
         paths = random_document(*shape, generator)

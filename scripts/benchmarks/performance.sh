@@ -2,7 +2,7 @@
 # Runs every measurement of docs/performance.md on one GPU, about six minutes, and keeps the logs in the directory
 # given (default: performance). Then `python scripts/benchmarks/plot_performance.py DIRECTORY` draws the plots and prints the tables.
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 logs=${1:-performance}
 mkdir -p "$logs"
 export PYTHONPATH=.${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1

@@ -14,12 +14,12 @@ git archive 5debd64 decodner_hf/default_model | tar x -C first_stage --strip-com
 sed -i 's/"max_position_embeddings": 384/"max_position_embeddings": 1024/' first_stage/config.json
 
 # Sentences and passages of the text, and the names that they hold; lines from templates with such names.
-python scripts/default_model/silver/silver_mentions.py --text text/*.jsonl.xz --definitions ner/wiki_deftypes/train.jsonl \
+python $here/silver_mentions.py --text text/*.jsonl.xz --definitions ner/wiki_deftypes/train.jsonl \
     --output silver.jsonl --max-sentences 220000 --passages silver_passages.jsonl --max-passages 14000 \
     --names names.json
 for kind in "newswire 30000 0.5" "queries 11000 0.2" "science 8000 0.5"; do
     read -r name lines apart <<< "$kind"
-    python scripts/default_model/templates/template_lines.py --templates "scripts/templates/$name.txt" --names names.json --lines "$lines" \
+    python $here/template_lines.py --templates "$here/templates/$name.txt" --names names.json --lines "$lines" \
         --apart "$apart" --output "$name.jsonl"
 done
 
@@ -30,7 +30,7 @@ python $here/demonyms.py --set ner/gum_names --rename person= abstract= --output
 python $here/demonyms.py --set ner/multiconer2 --rename HumanSettlement= --output multiconer2.jsonl
 python $here/demonyms.py --set ner/wnut17 --rename location= corporation= --output wnut17.jsonl
 
-python scripts/default_model/type_notes.py --types scripts/default_model/silver/silver_types.json --notes $here/types.json \
+python $here/type_notes.py --types $here/silver/taxonomy.json --notes $here/types.json \
     --definitions ner/wiki_deftypes/train.jsonl --output notes.json
 python $here/four_types.py --notes notes.json --sets silver.jsonl newswire.jsonl --output four_types.json
 
@@ -41,5 +41,5 @@ decodner train --open-types --model first_stage --output default_model --sources
     --keep-apart ner/conll2003 ner/conll2003:valid ner/wikigold ner/crossner_{ai,literature,music,politics,science} \
     ner/mit_movie_eng ner/mit_restaurant ner/wnut17 ner/bc5cdr ner/ncbi_disease ner/stackoverflow
 
-python scripts/default_model/calibrate_open_types.py --model default_model --sets $here/dev_sets.json --max-positions 384 \
+python $here/calibrate_open_types.py --model default_model --sets $here/dev_sets.json --max-positions 384 \
     --labels person organization location nationality date money event product "creative work" language

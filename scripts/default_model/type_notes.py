@@ -4,7 +4,7 @@ In: hand-written notes, the taxonomy of `silver_mentions.py`, and a set of defin
 Out: JSON, type -> description, other names and more general types; a definition's phrase belongs to the type that its
 end names, so that "historic estate" may also be asked for as "estate".
 
-python scripts/default_model/type_notes.py --types silver_types.json --notes types.json --definitions
+python scripts/default_model/type_notes.py --types silver/taxonomy.json --notes types.json --definitions
     train.jsonl --output notes.json
 """
 
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from silver_taxonomy import Taxonomy
+from silver.taxonomy import Taxonomy
 
 from decodner_hf.data.examples import labels_of, load_examples
 

@@ -4,7 +4,7 @@ from architectures import measure_exactness, score_alone, tiny_config, tiny_mode
 from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from decodner_hf import DecodNERForSpanClassification, SpanPaths, build_forest
+from decodner_hf import DecodNERForSpanClassification, SpanPaths, UniversalDecoder, build_forest
 
 
 def rope(rope_type, **values):
@@ -160,7 +160,7 @@ POSITION_LIMITS = {
 @pytest.mark.parametrize(("model_type", "settings", "reason"), POSITION_LIMITS.values(), ids=POSITION_LIMITS.keys())
 def test_positions_are_exact_up_to_their_limit_and_refused_beyond(model_type, settings, reason):
     native = tiny_model(tiny_config(model_type, **settings))
-    model = DecodNERForSpanClassification.from_backbone(native)
+    model = UniversalDecoder.from_backbone(native)
     generator = torch.Generator().manual_seed(1)
     prompt = torch.randint(3, 64, (33,), generator=generator).tolist()
     cache = model.encode_prefix(prompt[:30])

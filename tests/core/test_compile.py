@@ -62,7 +62,7 @@ def test_training_and_ordinary_passes_stay_uncompiled():
         span_nodes=forest.span_nodes,
         symbol_token_ids=torch.tensor(SYMBOLS),
         labels=torch.zeros(forest.num_spans, dtype=torch.int64),
-        cache=cache,
+        prefix_cache=cache,
     )
     output.loss.backward()
     assert model.backbone.model.layers[0].mlp.up_proj.weight.grad is not None

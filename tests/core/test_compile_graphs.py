@@ -244,9 +244,9 @@ def test_what_graphs_do_not_serve_runs_without_them(monkeypatch):
     model.eval()
     with torch.enable_grad():
         structure = (rows.token_ids[None], rows.position_ids, rows.subtree_end, rows.span_nodes)
-        assert model(*structure, torch.tensor(SYMBOLS), cache=cache).logits.requires_grad
+        assert model(*structure, torch.tensor(SYMBOLS), prefix_cache=cache).logits.requires_grad
     with torch.no_grad():
-        two = model(*structure, torch.tensor([[3, 5], [7, 9]]), torch.zeros(60, dtype=torch.int64), cache=cache)
+        two = model(*structure, torch.tensor([[3, 5], [7, 9]]), torch.zeros(60, dtype=torch.int64), prefix_cache=cache)
     assert two.logits.shape == (60, 2)
     assert model.graphs.captures == 0
     model.score_forest(rows, SYMBOLS, cache)

@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from decodner_hf.core.decoding import Entity, decode_entities, get_entity_scores, label_scores, merge_shards
+from decodner_hf.core.decoding import Entity, decode_entities, label_scores, merge_shards
+from decodner_hf.core.low_level import get_entity_scores
 from decodner_hf.core.selection import LOGIT_MARGIN, WEIGHT_UNITS, select_spans
 
 # Few values, so that ties, scores at the threshold and scores of 0 and 1 are common.

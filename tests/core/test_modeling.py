@@ -7,7 +7,14 @@ import torch
 from architectures import score_alone, spans_of, tiny_config, tiny_model
 from transformers import DynamicCache
 
-from decodner_hf import DecodNERConfig, DecodNERForSpanClassification, DualBufferCache, SpanPaths, build_forest
+from decodner_hf import (
+    DecodNERConfig,
+    DecodNERForSpanClassification,
+    DualBufferCache,
+    SpanPaths,
+    UniversalDecoder,
+    build_forest,
+)
 from decodner_hf.training.model import recompute_layers
 
 PREFIX = [5, 9, 13, 7, 21, 33, 8, 40, 11]
@@ -18,7 +25,7 @@ CLOSE = {"rtol": 0, "atol": 5e-5}
 
 def wrapped(model_type="llama", **settings):
     native = tiny_model(tiny_config(model_type, **settings))
-    return native, DecodNERForSpanClassification.from_backbone(native)
+    return native, UniversalDecoder.from_backbone(native)
 
 
 def span_forest(first_position, spans=None):

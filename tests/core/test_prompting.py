@@ -6,12 +6,12 @@ from tokenizers import Tokenizer, models
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from decodner_hf.core.configuration import PROMPT_DEFAULTS, DecodNERConfig
+from decodner_hf.core.low_level import get_label_token_ids, tokenize_spans
 from decodner_hf.core.prompting import (
     LabelSymbols,
     PromptTemplate,
     TooManyLabelsError,
     choose_symbols,
-    get_label_token_ids,
     shard_labels,
 )
 from decodner_hf.core.tokenization import (
@@ -19,7 +19,7 @@ from decodner_hf.core.tokenization import (
     continuation_ids,
     encode_with_offsets,
     opening_ids,
-    tokenize_spans,
+    private_tokenizer,
 )
 
 LABELS = {"Person": None, "Company": "a firm", "Location": None}
@@ -99,6 +99,19 @@ def test_saved_truncation_and_padding_neither_cut_nor_get_lost(tokenizer):
     finally:
         backend.no_truncation()
         backend.no_padding()
+
+
+def test_the_state_of_a_shared_tokenizer_is_never_switched():
+    tokenizer, backend = toys.recording(toys.byte_level_single_digits())
+    text = "Steve Jobs founded Apple Inc. " * 20
+    expected = continuation_ids(tokenizer, [text])[0].tolist()
+    backend.enable_truncation(max_length=4)
+    backend.used.clear()
+    assert continuation_ids(tokenizer, [text])[0].tolist() == expected
+    private = private_tokenizer(tokenizer)
+    assert continuation_ids(private, [text])[0].tolist() == expected
+    assert private.backend_tokenizer.truncation is None
+    assert not {"no_truncation", "no_padding", "enable_truncation", "enable_padding"} & set(backend.used)
 
 
 @pytest.mark.parametrize(
@@ -272,6 +285,14 @@ def test_the_most_labels_are_just_served(tokenizer):
     choose_symbols(tokenizer, most)
     with pytest.raises(TooManyLabelsError, match=rf"{most + 1} labels .* symbols for {most} only"):
         choose_symbols(tokenizer, most + 1)
+
+
+@pytest.mark.parametrize("make", [toys.byte_level_single_digits, toys.byte_level_three_digits])
+def test_the_search_for_symbols_is_bounded_by_the_vocabulary(make):
+    tokenizer, backend = toys.recording(make())
+    with pytest.raises(TooManyLabelsError, match="1000000 labels"):
+        choose_symbols(tokenizer, 1_000_000)
+    assert backend.encoded <= 2 * len(tokenizer) + 1024
 
 
 def test_unknown_and_shared_tokens_are_no_symbols():

@@ -235,7 +235,7 @@ def test_a_result_of_another_recipe_is_refused(options, tmp_path, capsys):
     assert conll_results.main([*arguments, "--list"]) == 0
     listed = capsys.readouterr().out
     assert not listed.startswith("preceding-0: ")
-    assert "sentence-0: -m decodner_cli.main train" in listed
+    assert "sentence-0: -m decodner_cli train" in listed
     assert conll_results.main([*arguments, "--list", "--learning-rate", "5e-4"]) == 1
     assert "result of preceding-0 made with '3e-4' where '5e-4'" in capsys.readouterr().err
 

@@ -1,15 +1,16 @@
 """The sources of a training run: how each is read, and those of the default model."""
 
 import argparse
-import importlib.util
 import json
 from pathlib import Path
 
+import demonyms
+import four_types
 import pytest
 import silver_mentions
 import type_notes
-from silver_taxonomy import Taxonomy
-from template_grammar import Grammar
+from silver.taxonomy import TAXONOMY, Taxonomy
+from templates.grammar import Grammar
 from tokenizers_for_tests import byte_level_single_digits
 
 from decodner_cli.training_arguments import add_train_arguments
@@ -21,7 +22,7 @@ from decodner_hf.training.documents import TrainingSource, encode_sources
 from decodner_hf.training.options import SOURCE_KEYS
 from decodner_hf.training.sources import read_plan
 
-RECIPE = Path(silver_mentions.__file__).parents[1]  # scripts/default_model
+RECIPE = Path(silver_mentions.__file__).parent  # scripts/default_model
 MADE_HERE = (
     "silver",
     "silver_passages",
@@ -33,13 +34,6 @@ MADE_HERE = (
     "gum_names",
     "multiconer2",
 )
-
-
-def script(name):
-    spec = importlib.util.spec_from_file_location(name, RECIPE / "silver" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def sentences(count):
@@ -128,7 +122,7 @@ def test_demonyms_are_renamed_or_dropped_and_nothing_else(tmp_path, capsys):
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     (tmp_path / "set" / "train.jsonl").write_text(lines, encoding="utf-8")
     command = ["--set", str(tmp_path / "set"), "--output", str(tmp_path / "out.jsonl")]
-    assert script("demonyms").main([*command, "--rename", "LOC=nationality", "MISC="]) == 0
+    assert demonyms.main([*command, "--rename", "LOC=nationality", "MISC="]) == 0
     with (tmp_path / "out.jsonl").open(encoding="utf-8") as out:
         made = [json.loads(line) for line in out]
     assert [row["entities"] for row in made] == [
@@ -155,8 +149,8 @@ def test_demonyms_are_renamed_or_dropped_and_nothing_else(tmp_path, capsys):
     ],
 )
 def test_four_types_hold_every_name(label, place):
-    notes = type_notes.join({}, Taxonomy.read(RECIPE / "silver" / "silver_types.json"), [])
-    assert script("four_types").mapped(label, notes) == place
+    notes = type_notes.join({}, Taxonomy.read(TAXONOMY), [])
+    assert four_types.mapped(label, notes) == place
 
 
 def test_the_map_to_four_types_knows_every_label(tmp_path):
@@ -164,7 +158,7 @@ def test_the_map_to_four_types_knows_every_label(tmp_path):
     row = {"text": "Bo 1", "entities": [[0, 2, "poet"], [3, 4, "count"]]}
     (tmp_path / "set.jsonl").write_text(json.dumps(row) + "\n")
     command = ["--notes", str(tmp_path / "notes.json"), "--sets", str(tmp_path / "set.jsonl")]
-    assert script("four_types").main([*command, "--output", str(tmp_path / "four.json")]) == 0
+    assert four_types.main([*command, "--output", str(tmp_path / "four.json")]) == 0
     assert json.loads((tmp_path / "four.json").read_text()) == {"poet": "person", "count": None}
 
 
@@ -189,7 +183,7 @@ def test_the_default_model_s_label_maps_can_be_read(sets):
 
 
 def test_every_type_of_the_templates_has_its_parents_among_the_types():
-    taxonomy = Taxonomy.read(RECIPE / "silver" / "silver_types.json")
+    taxonomy = Taxonomy.read(TAXONOMY)
     notes = json.loads((RECIPE / "types.json").read_text(encoding="utf-8"))
     notes = type_notes.join(notes, taxonomy, [])
     for path in (RECIPE / "templates").glob("*.txt"):

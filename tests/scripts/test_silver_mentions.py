@@ -2,22 +2,20 @@ import json
 import lzma
 from collections import Counter
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 import silver_mentions
-from silver_dictionary import DictionaryBuilder, WordCounts
-from silver_matching import ArticleMatcher, Sentence
-from silver_passages import LONGEST, SHORTEST, choose_passages
-from silver_patterns import Lists
-from silver_sentences import dates_and_amounts, split_sentences
-from silver_taxonomy import Taxonomy, definition_phrase, head_phrase, tokenize
+from silver.dictionary import DictionaryBuilder, WordCounts
+from silver.matching import ArticleMatcher, Sentence
+from silver.passages import LONGEST, SHORTEST, choose_passages
+from silver.patterns import Lists
+from silver.sentences import dates_and_amounts, split_sentences
+from silver.taxonomy import TAXONOMY, Taxonomy, definition_phrase, head_phrase, tokenize
 from spaced_words import labelled_lines, spaced
 
 from decodner_hf.data.document_context import Context, passages_of
 from decodner_hf.data.examples import load_examples
 
-TYPES = Path(silver_mentions.__file__).with_name("silver_types.json")
 ARTICLES = {
     "Mara Velling": "Mara Velling (born 3 May 1950) is a former Danish jazz guitarist who lives in Oslo.",
     "Mara Stone": "Mara Stone was an English painter.",
@@ -34,7 +32,7 @@ TALK = "he was here when the owl and the tin and the night and the ferry and the
 
 @pytest.fixture(scope="module")
 def taxonomy():
-    return Taxonomy.read(TYPES)
+    return Taxonomy.read(TAXONOMY)
 
 
 @pytest.fixture(scope="module")
@@ -307,5 +305,5 @@ def test_a_missing_file_is_refused(tmp_path, capsys):
 @pytest.mark.parametrize("option", ["--max-sentences", "--max-passages"])
 def test_a_number_below_one_is_refused(capsys, option):
     with pytest.raises(SystemExit):
-        silver_mentions.main(["--text", str(TYPES), "--output", "x", option, "0"])
+        silver_mentions.main(["--text", str(TAXONOMY), "--output", "x", option, "0"])
     assert f"argument {option}: 0: give at least 1" in capsys.readouterr().err

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 import template_lines
-from template_grammar import Choice, Grammar, Reference, Slot, parse
-from template_makers import Makers
+from templates.grammar import Choice, Grammar, Reference, Slot, parse
+from templates.makers import Makers
 
 from decodner_hf.data.examples import load_examples
 
-TEMPLATES = Path(template_lines.__file__).parent
+TEMPLATES = Path(template_lines.__file__).parent / "templates"
 PEOPLE = ["Ana Berg", "Tom de Witt", "Li Wei", "Ivan Petrov", "Maria Costa"]
 NAMES = {
     "types": {

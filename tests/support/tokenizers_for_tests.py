@@ -1,6 +1,8 @@
 """Small tokenizers of every kind that decoders use, trained in code on a few sentences."""
 
+import copy
 from functools import lru_cache
+from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
@@ -172,3 +174,29 @@ BYTE_LEVEL = {
 }
 SENTENCEPIECE = {"legacy": sentencepiece_legacy, "metaspace": sentencepiece_metaspace}
 ALL = BYTE_LEVEL | SENTENCEPIECE | {"word_piece": word_piece}
+
+
+class RecordingBackend:
+    """A Rust tokenizer that notes which of its methods are looked up, and how many texts it encodes."""
+
+    def __init__(self, backend: Tokenizer) -> None:
+        self.backend, self.used, self.encoded = backend, [], 0
+
+    def __getattr__(self, name: str) -> Any:
+        self.used.append(name)
+        return getattr(self.backend, name)
+
+    def encode_batch_fast(self, texts: list[str], **kwargs: Any) -> Any:
+        self.encoded += len(texts)
+        return self.backend.encode_batch_fast(texts, **kwargs)
+
+    def __deepcopy__(self, memo: Any) -> Tokenizer:
+        return copy.deepcopy(self.backend, memo)
+
+
+def recording(tokenizer: PreTrainedTokenizerFast) -> tuple[PreTrainedTokenizerFast, RecordingBackend]:
+    """A copy of a tokenizer, and the notes that its backend keeps."""
+    tokenizer = copy.deepcopy(tokenizer)
+    backend = RecordingBackend(tokenizer._tokenizer)
+    tokenizer._tokenizer = backend
+    return tokenizer, backend

@@ -4,8 +4,7 @@
 def visible(window, query_positions, key_positions):
     """[M], [K] -> bool [M, K]: what the window admits; causality is not part of it."""
     queries, keys = query_positions[:, None], key_positions[None, :]
-    seen = queries == queries
-    seen = seen & (keys == keys)
+    seen = (queries >= 0) & (keys >= 0)
     if window.sliding is not None:
         seen = seen & (queries - keys < window.sliding)
     if window.chunk is not None:

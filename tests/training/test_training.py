@@ -18,8 +18,8 @@ from decodner_hf import DecodNERConfig, DecodNERForSpanClassification, PromptTem
 from decodner_hf.core.attention_flex import BLOCK, flex_block_mask, flex_supports, forest_attention_flex
 from decodner_hf.core.attention_metadata import AttentionMetadata
 from decodner_hf.core.attention_torch import forest_attention_reference
+from decodner_hf.core.label_head import UNLABELLED, span_loss
 from decodner_hf.core.layer_window import LayerWindow
-from decodner_hf.core.loss import UNLABELLED, span_loss
 from decodner_hf.data.decontamination import drop_overlaps
 from decodner_hf.data.document_context import Context
 from decodner_hf.data.examples import Example

@@ -32,7 +32,7 @@ def run_two_ranks(folder, *arguments, code=3, **by_rank):
         shared = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
     shared |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "LOCAL_WORLD_SIZE": "2"}
     paths = ["--model", folder / "base", "--train", folder / "data.jsonl", "--output", folder / "two"]
-    command = [sys.executable, "-m", "decodner_cli.main", "train", *map(str, paths), *RECIPE, *arguments]
+    command = [sys.executable, "-m", "decodner_cli", "train", *map(str, paths), *RECIPE, *arguments]
     ranks = [
         subprocess.Popen(
             [*command, *by_rank.get(f"rank_{rank}", [])],

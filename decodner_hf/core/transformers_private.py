@@ -1,0 +1,124 @@
+"""Every name of transformers, accelerate and PEFT that is private there, or differs between their versions.
+
+In: their models, classes and configurations. Out: what the rest of the package needs to know of them.
+An upgrade of one of these libraries is a change of this file; the rest of the package names public names only, besides
+the methods and class attributes that subclasses of their classes are meant to override.
+Knows nothing of forests, labels or text.
+"""
+
+import inspect
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils import cached_file
+
+Model = TypeVar("Model", bound=PreTrainedModel)
+
+# Attributes of a loaded decoder that Trainer, pipelines and PEFT read off the outer model.
+LOADED_ATTRIBUTES = (
+    *("hf_device_map", "hf_quantizer", "is_quantized", "quantization_method", "generation_config"),
+    *("is_loaded_in_4bit", "is_loaded_in_8bit", "_tp_size", "_tp_plan"),
+)
+# Keys that transformers accepts in a configuration without their being attributes of a fresh PreTrainedConfig.
+CONFIG_KEYS = frozenset(
+    {"auto_map", "custom_pipelines", "model_type", "num_labels", "quantization_config", "torch_dtype"}
+    | {"attn_implementation", "experts_implementation", "output_attentions", "name_or_path", "_commit_hash"}
+    | {"_attn_implementation", "tie_word_embeddings", "torchscript"}
+)
+CONFIG_PATH = "_name_or_path"  # a configuration's key for the folder or Hub id it was read from
+PIPELINE_KEYWORD = "_from_pipeline"  # with it `pipeline()` calls from_pretrained
+CALLER_KEYWORDS = ("_from_auto", PIPELINE_KEYWORD, "_commit_hash")  # what Auto classes and pipelines add
+LOADING_REPORT = "LOAD REPORT"  # in the warning with which transformers lists missing, unexpected and misfit weights
+LOADING_LOGGER = "transformers.modeling_utils"
+
+
+def new_model(native: type[Model], config: PreTrainedConfig, attention: str) -> Model:
+    """Makes a model of class `native` with random weights and the attention implementation `attention`."""
+    model: Model = native._from_config(config, attn_implementation=attention)
+    return model
+
+
+def attention_name(config: PreTrainedConfig) -> str:
+    """Returns the name of the attention implementation that a model with this configuration uses."""
+    name: str = config._attn_implementation
+    return name
+
+
+def name_attention(config: PreTrainedConfig, attention: str) -> None:
+    """Sets the attention implementation of a configuration that no model has been made from."""
+    config._attn_implementation_internal = attention
+
+
+def takes_registered_attention(native: type[PreTrainedModel]) -> bool:
+    """Returns whether a class takes its attention from transformers' registry; only native classes answer rightly."""
+    return bool(native._can_set_attn_implementation())
+
+
+def execution_device(module: torch.nn.Module) -> torch.device | None:
+    """Returns where accelerate's hook runs a module whose weights are offloaded, or None without such a hook."""
+    device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+    return None if device is None else torch.device(device)
+
+
+def cache_keyword(model: PreTrainedModel) -> str:
+    """Returns the keyword under which the model's forward takes a `Cache`: its name changed in transformers 5.2x."""
+    return "cache" if "cache" in inspect.signature(type(model).forward).parameters else "past_key_values"
+
+
+def is_adapted(model: PreTrainedModel) -> bool:
+    """Returns whether transformers counts adapters as part of the model: it then saves adapters only."""
+    return bool(getattr(model, "_hf_peft_config_loaded", False))
+
+
+def mark_adapted(model: PreTrainedModel, adapted: bool) -> None:
+    """Tells transformers whether the model has adapters; its Trainer trains quantized models only with them."""
+    model._hf_peft_config_loaded = adapted
+
+
+def adapter_path(adapter_kwargs: dict[str, Any]) -> str | None:
+    """Takes the adapter that an Auto class found at the model's path out of the keywords it handed over."""
+    found: str | None = adapter_kwargs.pop("_adapter_model_path", None)
+    return found
+
+
+def read_json(path: str, name: str, hub: dict[str, Any]) -> dict[str, Any] | None:
+    """Reads the JSON file `name` of a folder or Hub repository; None where there is no such file.
+
+    Args:
+        path: folder or Hub id.
+        name: file in it.
+        hub: keywords of `cached_file` (revision, token, ...).
+    """
+    found = cached_file(
+        path,
+        name,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_connection_errors=False,
+        **hub,
+    )
+    if found is None:
+        return None
+    values: dict[str, Any] = json.loads(Path(found).read_text(encoding="utf-8"))
+    return values
+
+
+@contextmanager
+def without_loading_report() -> Iterator[None]:
+    """Keeps transformers from printing its table of missing, unexpected and misfit weights: callers judge these."""
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return LOADING_REPORT not in record.getMessage()
+
+    logger = logging.getLogger(LOADING_LOGGER)
+    logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_other)

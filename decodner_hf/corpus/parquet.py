@@ -1,0 +1,207 @@
+"""Reads and writes parquet files.
+
+In: a file, or documents with entities. Out: rows as dicts of Python values, or a file. From parquet to parquet the
+input's columns are copied with their types; from other files each field gets the one type that holds all its values.
+Knows nothing of models; needs pyarrow.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, BinaryIO
+
+from .inputs import Source, opened
+from .records import Annotated, Annotations
+
+ROWS_PER_BATCH = 1000
+
+
+def pyarrow() -> tuple[Any, Any]:
+    """Returns pyarrow and its parquet module; an ImportError that says how to install it."""
+    try:
+        import pyarrow as arrow
+        import pyarrow.parquet as parquet
+    except ImportError as error:
+        raise ImportError("parquet files need pyarrow: pip install 'decodner-hf[io]'.") from error
+    return arrow, parquet
+
+
+def read_rows(file: BinaryIO, source: Source) -> tuple[list[str], Iterator[dict[str, Any]]]:
+    """Returns the columns' names and the rows; a damaged file is a ValueError, also while rows are read."""
+    arrow, _ = pyarrow()
+    table = _open(file, source)
+    return table.schema_arrow.names, _rows(arrow, table, source)
+
+
+def _open(file: BinaryIO, source: Source) -> Any:
+    arrow, parquet = pyarrow()
+    try:
+        return parquet.ParquetFile(file)
+    except (arrow.ArrowException, OSError) as error:
+        raise ValueError(f"{source.name} is not a parquet file, or a damaged one: {error}") from error
+
+
+def _rows(arrow: Any, table: Any, source: Source) -> Iterator[dict[str, Any]]:
+    names = table.schema_arrow.names
+    for batch in _read_batches(arrow, table, source):
+        columns = [_python_values(arrow, column) for column in batch.columns]
+        for values in zip(*columns, strict=True):
+            yield dict(zip(names, values, strict=True))
+
+
+def _read_batches(arrow: Any, table: Any, source: Source) -> Iterator[Any]:
+    batches = table.iter_batches(batch_size=ROWS_PER_BATCH)
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except (arrow.ArrowException, OSError) as error:
+            raise ValueError(f"{source.name} is a damaged parquet file: {error}") from error
+        yield batch
+
+
+def _python_values(arrow: Any, column: Any) -> list[Any]:
+    try:
+        values: list[Any] = column.to_pylist()
+    except (ValueError, OverflowError):  # times that Python's own types cannot hold: nanoseconds, year 10000
+        values = column.cast(arrow.string()).to_pylist()
+    return values
+
+
+def write_parquet(file: BinaryIO, annotations: Annotations, entities_column: str) -> None:
+    """Writes documents from any file, in two passes: one for the types, one for the rows.
+
+    Raises:
+        ValueError: a field whose values parquet cannot hold under one type; the first such document is named.
+    """
+    arrow, parquet = pyarrow()
+    tables = (_table(arrow, batch, entities_column) for batch in _batches(annotations()))
+    try:
+        schema = arrow.unify_schemas(
+            [arrow.schema([_entities_field(arrow, entities_column)]), *(table.schema for table in tables)],
+            promote_options="permissive",
+        )
+    except (arrow.ArrowInvalid, arrow.ArrowTypeError) as error:
+        raise ValueError(f"parquet needs one type a field: {error}; write .jsonl instead.") from error
+    schema = arrow.schema(
+        [*(column for column in schema if column.name != entities_column), schema.field(entities_column)]
+    )
+    with parquet.ParquetWriter(file, schema) as writer:
+        for batch in _batches(annotations()):
+            writer.write_table(_table(arrow, batch, entities_column, schema))
+
+
+def copy_parquet(
+    file: BinaryIO,
+    annotations: Annotations,
+    entities_column: str,
+    sources: Sequence[tuple[int, Source]],
+    file_column: str | None,
+) -> None:
+    """Writes documents from parquet files: their columns as they are, and the entities.
+
+    Args:
+        file: the output.
+        annotations: the documents, in the order of the files.
+        entities_column: the field for the entities.
+        sources: the files with their indices in the run.
+        file_column: a field to add that holds the file's name, None for none.
+
+    Raises:
+        ValueError: files whose columns do not go together.
+    """
+    arrow, parquet = pyarrow()
+    schema = _common_schema(arrow, sources)
+    added = [_entities_field(arrow, entities_column)]
+    if file_column is not None:
+        added.insert(0, arrow.field(file_column, arrow.string()))
+    whole = schema
+    for field in added:
+        whole = whole.append(field)
+    items = annotations()
+    item = next(items, None)
+    with parquet.ParquetWriter(file, whole) as writer:
+        for index, source in sources:
+            first = 0
+            with opened(source) as source_file:
+                for batch in _read_batches(arrow, _open(source_file, source), source):
+                    kept, entities = [], []
+                    beyond = (index, first + batch.num_rows)
+                    while item is not None and (item.record.source, item.record.row) < beyond:
+                        kept.append(item.record.row - first)
+                        entities.append(item.entities)
+                        item = next(items, None)
+                    first += batch.num_rows
+                    rows = batch if len(kept) == batch.num_rows else batch.take(arrow.array(kept, arrow.int64()))
+                    new = [[source.name] * len(kept), entities][-len(added) :]
+                    columns = _columns(arrow, rows, schema)
+                    columns += [arrow.array(values, field.type) for values, field in zip(new, added, strict=True)]
+                    writer.write_batch(arrow.RecordBatch.from_arrays(columns, schema=whole))
+
+
+def _common_schema(arrow: Any, sources: Sequence[tuple[int, Source]]) -> Any:
+    schemas = []
+    for _, source in sources:
+        with opened(source) as file:
+            schemas.append(_open(file, source).schema_arrow)
+    if len(schemas) == 1:
+        return schemas[0]
+    try:
+        return arrow.unify_schemas(schemas)
+    except (arrow.ArrowInvalid, arrow.ArrowTypeError) as error:
+        raise ValueError(f"the columns of the parquet files do not go together: {error}; write .jsonl.") from error
+
+
+def _columns(arrow: Any, batch: Any, schema: Any) -> list[Any]:
+    """Returns the batch's columns in the schema's order, nulls for those that it lacks."""
+    return [
+        batch.column(field.name) if field.name in batch.schema.names else arrow.nulls(batch.num_rows, field.type)
+        for field in schema
+    ]
+
+
+def _entities_field(arrow: Any, entities_column: str) -> Any:
+    text, number = arrow.string(), arrow.int64()
+    entity = arrow.struct(
+        [("entity_group", text), ("score", arrow.float64()), ("word", text), ("start", number), ("end", number)]
+    )
+    return arrow.field(entities_column, arrow.list_(entity))
+
+
+def _table(arrow: Any, batch: Sequence[Annotated], entities_column: str, schema: Any = None) -> Any:
+    entities = _entities_field(arrow, entities_column)
+    names = dict.fromkeys(name for item in batch for name in item.record.fields) if schema is None else schema.names
+    columns = {}
+    for name in names:
+        if name == entities_column:
+            continue
+        values = [item.record.fields.get(name) for item in batch]
+        known = None if schema is None else schema.field(name).type
+        try:
+            columns[name] = arrow.array(values, known)
+        except (arrow.ArrowException, OverflowError, UnicodeEncodeError) as error:
+            place = batch[_first_refused(arrow, values, known)].record.place
+            raise ValueError(
+                f"parquet needs one type a field, but {name!r} at {place}: {error}; write .jsonl instead."
+            ) from error
+    columns[entities_column] = arrow.array([item.entities for item in batch], entities.type)
+    return arrow.table(columns)
+
+
+def _first_refused(arrow: Any, values: Sequence[Any], known: Any) -> int:
+    for last in range(len(values) - 1):
+        try:
+            arrow.array(values[: last + 1], known)
+        except (arrow.ArrowException, OverflowError, UnicodeEncodeError):
+            return last
+    return len(values) - 1
+
+
+def _batches(items: Iterable[Annotated]) -> Iterator[list[Annotated]]:
+    batch: list[Annotated] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == ROWS_PER_BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

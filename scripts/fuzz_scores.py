@@ -1,0 +1,127 @@
+"""Compares the scores of random documents in random packings with those of each document alone and unlimited.
+
+In: a number of documents and a seed. Out: progress, the first difference if there is one and, last, one JSON line.
+Every round draws documents (hyphens, apostrophes, emoji, several scripts, odd spaces, blank ones), labels, a width, a
+token budget and a number of positions, and runs a tiny random Llama in float64 with the packaged model's tokenizer.
+Run as `PYTHONPATH=.:tests/support python scripts/fuzz_scores.py`.
+"""
+
+import argparse
+import json
+import time
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tiny_pipelines import tiny_native, tiny_pipeline
+from transformers import AutoTokenizer
+from varied_documents import random_text
+
+from decodner_hf import DecodNERPipeline
+from decodner_hf.default_model import default_model
+
+UNLIMITED = 10**9
+TOLERANCE = 1e-9
+POSITIONS = (4096, 4096, 4096, 4096, 4096, 256)  # of the models; with the fewest, many documents take several windows
+MOST_DOCUMENTS = 48  # per list
+MOST_WORDS = (4, 8, 24, 80)
+MOST_LABELS = (1, 3, 10, 30)
+WIDEST = 12
+BUDGETS = (48, 8192)
+EVERYTHING = {"threshold": 0.0, "overlap": "all", "return_all_scores": True}
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one round compares."""
+
+    texts: list[str]
+    labels: list[str]
+    width: int
+    budget: int
+    positions: int
+
+    @classmethod
+    def draw(cls, random: Random) -> "Round":
+        """Draws a round; lists of long documents are shorter."""
+        words = random.choice(MOST_WORDS)
+        count = random.randint(1, max(1, MOST_DOCUMENTS * MOST_WORDS[0] // words))
+        least, most = BUDGETS
+        return cls(
+            texts=[random_text(random, words) for _ in range(count)],
+            labels=[f"type{number}" for number in range(random.randint(1, random.choice(MOST_LABELS)))],
+            width=random.randint(1, WIDEST),
+            budget=round(least * (most / least) ** random.random()),
+            positions=random.choice(POSITIONS),
+        )
+
+    def compare(self, pipe: DecodNERPipeline) -> tuple[int, float]:
+        """Returns the number of spans and the largest difference of scores; infinite if the spans differ."""
+        asked = {"candidate_labels": self.labels, "max_span_words": self.width} | EVERYTHING
+        pipe.scorer.token_budget = UNLIMITED
+        expected = [_table(pipe(text, **asked)) for text in self.texts]
+        pipe.scorer.token_budget = self.budget
+        spans, largest = 0, 0.0
+        for one, found in zip(expected, pipe(self.texts, **asked), strict=True):
+            other = _table(found)
+            same = one.shape == other.shape and np.array_equal(one[..., :2], other[..., :2])
+            spans += len(one)
+            largest = max(largest, float(np.abs(one - other).max(initial=0.0)) if same else float("inf"))
+        return spans, largest
+
+
+@dataclass
+class Tally:
+    """Counts what the rounds have shown so far."""
+
+    documents: int = 0
+    spans: int = 0
+    rounds: int = 0
+    largest_difference: float = 0.0
+    failures: list[dict[str, Any]] = field(default_factory=list)
+
+
+def main() -> int:
+    """Runs rounds until enough documents were compared; 1 if scores differ."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--documents", type=int, default=20_000, help="stop after so many")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    tokenizer = AutoTokenizer.from_pretrained(default_model())
+    pipes = {
+        positions: tiny_pipeline(
+            tokenizer, tiny_native(vocab_size=len(tokenizer), max_position_embeddings=positions).double()
+        )
+        for positions in sorted(set(POSITIONS))
+    }
+    random, tally, started = Random(arguments.seed), Tally(), time.perf_counter()
+    while tally.documents < arguments.documents:
+        drawn = Round.draw(random)
+        spans, difference = drawn.compare(pipes[drawn.positions])
+        tally.documents += len(drawn.texts)
+        tally.spans += spans
+        tally.rounds += 1
+        tally.largest_difference = max(tally.largest_difference, difference)
+        if difference > TOLERANCE:
+            print(f"round {tally.rounds} differs by {difference}: {drawn}", flush=True)
+            tally.failures.append({"round": tally.rounds, "difference": difference})
+        if tally.rounds % 100 == 0:
+            print(
+                f"{tally.documents} documents, {tally.spans} spans, {time.perf_counter() - started:.0f} s", flush=True
+            )
+    figures = vars(tally) | {"seed": arguments.seed, "tolerance": TOLERANCE}
+    print(json.dumps(figures | {"seconds": round(time.perf_counter() - started, 1)}))
+    return 1 if tally.failures else 0
+
+
+def _table(rows: list[dict[str, Any]]) -> NDArray[np.float64]:
+    """Start, end and scores of each entity, float64 [S, 2 + L]."""
+    return np.array([[row["start"], row["end"], *row["scores"].values()] for row in rows], np.float64)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
