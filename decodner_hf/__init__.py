@@ -7,8 +7,9 @@ from .core.cache import DualBufferCache
 from .core.configuration import DecodNERConfig
 from .core.decoding import Entity
 from .core.forest import SpanPaths, TokenForest, build_forest
+from .core.label_head import SpanClassifierOutput
 from .core.low_level import UniversalDecoder, get_entity_scores, get_label_token_ids, tokenize_spans
-from .core.modeling import DecodNERForSpanClassification, SpanClassifierOutput
+from .core.modeling import DecodNERForSpanClassification
 from .core.pipeline import DecodNERPipeline
 from .core.prompting import PromptTemplate
 from .registration import register

@@ -26,13 +26,13 @@ from decodner_cli.pipeline_arguments import DTYPES, check_model_folder
 from decodner_cli.training_arguments import add_context_arguments
 from decodner_hf import DecodNERPipeline
 from decodner_hf.core.configuration import FLAT_SELECTIONS, OVERLAPS
+from decodner_hf.data.document_context import Context
 from decodner_hf.data.example_rows import SPLIT_NAMES
 from decodner_hf.data.examples import Example, labels_of, load_examples
 from decodner_hf.data.label_maps import LabelMap
 from decodner_hf.evaluation.calibration import FITTED, calibrate, reliability
 from decodner_hf.evaluation.labelled_scoring import Decoder, score_examples
 from decodner_hf.evaluation.span_metrics import confusion, span_scores
-from decodner_hf.training.sources import context_of
 
 OK, FAILED = 0, 1
 AGREEMENT = 1e-9  # of our figures with seqeval's
@@ -240,7 +240,7 @@ def _choices(options: argparse.Namespace, labels: dict[str, str | None] | None) 
         "threshold": options.threshold,
         "overlap": options.overlap,
         "flat_selection": options.selection,
-        "context": context_of(vars(options)),
+        "context": Context.of(options.context, options.context_words),
     }
 
 

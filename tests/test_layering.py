@@ -8,6 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "decodner_hf"
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 CORE = sorted(file for file in (PACKAGE / "core").glob("*.py") if file.name != "__init__.py")
 FILES = sorted([*PACKAGE.rglob("*.py"), *(ROOT / "decodner_cli").rglob("*.py")])
 BELOW = {  # what each folder may import besides itself
@@ -74,7 +75,7 @@ def test_the_engine_knows_no_text_and_text_stages_no_model(file):
     if file.stem in ENGINE:
         assert not known & (TEXT | ABOVE)
     if file.stem in TEXT:
-        assert not known & ((ENGINE | ABOVE) - {"forest", "arrays"})
+        assert not known & ((ENGINE | ABOVE) - {"forest", "arrays", "validation"})
 
 
 def test_stages_do_not_import_in_circles():
@@ -84,3 +85,17 @@ def test_stages_do_not_import_in_circles():
         ready = {name for name, needed in graph.items() if name not in done and needed <= done}
         assert ready, f"a circle among {sorted(set(graph) - done)}"
         done |= ready
+
+
+def test_contributing_says_what_each_folder_may_import():
+    rows = re.findall(r"^\| `decodner_hf/(\w+)/` \|[^|]*\| ([^|]*) \|$", CONTRIBUTING, flags=re.MULTILINE)
+    stated = {folder: set(re.findall(r"`(\w+)`", below)) for folder, below in rows}
+    folders = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()}
+    assert stated.keys() == folders
+    assert stated == {folder: BELOW[folder] for folder in folders}
+
+
+def test_files_that_contributing_names_exist():
+    named = re.findall(r"`((?:decodner_hf|decodner_cli|eval|scripts|tests)/[\w/.]*)`", CONTRIBUTING)
+    assert named
+    assert [name for name in named if not (ROOT / name).exists()] == []

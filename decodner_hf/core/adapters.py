@@ -17,7 +17,7 @@ from packaging.version import Version
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
-from .transformers_private import is_adapted, mark_adapted
+from .transformers_private import is_adapted, mark_adapted, without_loading_report
 
 MINIMUM_PEFT = "0.19.1"  # what transformers 5.17 to 5.24 can load adapters with
 ADAPTER_CONFIG = "adapter_config.json"
@@ -51,7 +51,7 @@ def add_adapter(backbone: PreTrainedModel, adapter_config: Any, adapter_name: st
 
 
 def load_adapter(backbone: PreTrainedModel, path: str | None, adapter_name: str | None, **kwargs: Any) -> Any:
-    """Loads an adapter from a folder or the Hub; arguments and result as transformers' `load_adapter`.
+    """Loads an adapter from a folder or the Hub and activates it; arguments and result as transformers' method.
 
     Raises:
         ImportError: as `add_adapter`.
@@ -60,7 +60,8 @@ def load_adapter(backbone: PreTrainedModel, path: str | None, adapter_name: str 
     """
     _peft("peft")
     before = set(backbone.state_dict())
-    info = backbone.load_adapter(path, adapter_name, **kwargs)
+    with without_loading_report():
+        info = backbone.load_adapter(path, adapter_name, **kwargs)
     missing = set(getattr(info, "missing_keys", None) or ())
     if set(backbone.state_dict()) != before:  # else one was replaced in place
         missing -= before  # transformers counts the weights of the other adapters, too

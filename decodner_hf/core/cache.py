@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from transformers import Cache, CacheLayerMixin
 
+from .validation import is_count
+
 GROWTH = 1.5  # an unbounded buffer that must grow grows by at least this factor
 MIN_CAPACITY = 256  # tokens
 SPARE = 1  # tokens; the view of a full buffer would be contiguous, for which torch.compile makes a graph of its own
@@ -194,8 +196,8 @@ class DualBufferCache(Cache):
             "batch_size": batch_size,
         }
         for name, size in sizes.items():
-            if size is not None and size < 1:
-                raise ValueError(f"DualBufferCache needs {name} to be at least 1, not {size}.")
+            if size is not None and not is_count(size):
+                raise ValueError(f"DualBufferCache needs {name} to be at least 1, not {size!r}.")
         self.num_layers, self.num_kv_heads, self.head_dim = num_layers, num_kv_heads, head_dim
         self.max_prefix_len, self.max_suffix_len, self.max_rows = max_prefix_len, max_suffix_len, batch_size
         self.kv_dtype = dtype
@@ -277,11 +279,9 @@ class DualBufferCache(Cache):
     def crop(self, tokens_to_remove: int) -> None:
         """Forgets the last `-tokens_to_remove` tokens, suffix before prefix; as in transformers, never positive."""
         held = self.get_seq_length()
-        if isinstance(tokens_to_remove, bool) or not isinstance(tokens_to_remove, int):
-            raise ValueError(f"crop takes an integer, not {tokens_to_remove!r}.")
-        if not -held <= tokens_to_remove <= 0:
+        if not is_count(tokens_to_remove, least=-held) or tokens_to_remove > 0:
             raise ValueError(
-                f"crop takes minus the number of tokens to remove, from {-held} to 0 here, not {tokens_to_remove}."
+                f"crop takes minus the number of tokens to remove, from {-held} to 0 here, not {tokens_to_remove!r}."
             )
         for layer in self.layers:
             layer.keep(held + tokens_to_remove)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -128,10 +129,14 @@ def load_native(
     Raises:
         ValueError: an architecture that does not qualify, or weights that are missing or have other shapes.
     """
+    try:
+        native = native_class(text_config)
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be used: {error}") from None
     sizes_may_differ = keywords.get("ignore_mismatched_sizes", False)
     options = dict(keywords) | {"ignore_mismatched_sizes": True, "output_loading_info": True}
     with without_loading_report():
-        backbone, info = native_class(text_config).from_pretrained(
+        backbone, info = native.from_pretrained(
             path, *model_args, config=text_config, attn_implementation=ATTENTION_NAME, **options
         )
     _check_weights(path, type(backbone).__name__, info, bool(sizes_may_differ))
@@ -263,6 +268,14 @@ def _given_config(config: Any) -> PreTrainedConfig:
 
 
 def _read_config(path: str, hub: dict[str, Any]) -> DecodNERConfig:
+    try:
+        return _parse_config(path, hub)
+    except StrictDataclassError as error:  # transformers checks sizes against each other
+        reason = str(error).splitlines()[-1].strip().removeprefix("ValueError: ")
+        raise ValueError(f"the config.json of {path} is not valid: {reason}") from None
+
+
+def _parse_config(path: str, hub: dict[str, Any]) -> DecodNERConfig:
     values, _ = PreTrainedConfig.get_config_dict(path, **hub)
     model_type = values.get("model_type")
     if model_type == DecodNERConfig.model_type:

@@ -140,7 +140,8 @@ def probe(backbone: PreTrainedModel) -> None:
     """Scores a few tokens packed as a forest and one by one, and compares.
 
     Raises:
-        ValueError: a layer's attention did not pass through our function, or the logits differ.
+        ValueError: a layer's attention did not pass through our function, the logits differ, or they say nothing of
+            the architecture, because they are not finite or all zero.
     """
     config = backbone.config.get_text_config(decoder=True)
     device = input_device(backbone)
@@ -179,6 +180,7 @@ def probe(backbone: PreTrainedModel) -> None:
     for row, span in zip(packed, PROBE_SPANS, strict=True):
         alone = torch.cat([prefix, after[list(span)]])[None].to(device)
         native = backbone(input_ids=alone, use_cache=False).logits[0, -1].double().to(row.device)
+        _check_logits(backbone, native)
         error = float((row - native).norm() / native.norm())
         tolerance = PROBE_TOLERANCE.get(backbone.dtype, PROBE_TOLERANCE_HALF)
         if not error <= tolerance:
@@ -186,6 +188,29 @@ def probe(backbone: PreTrainedModel) -> None:
                 f"{name}: logits of a packed forest differ from the model's own by {error:.2g} of their norm "
                 f"(allowed {tolerance:.2g}), so this architecture does not follow the tree; it cannot be used."
             )
+
+
+def _check_logits(backbone: PreTrainedModel, logits: torch.Tensor) -> None:
+    """Refuses a model by its own logits [V], and names the weights that are to blame."""
+    weights = [(name, weight) for name, weight in backbone.named_parameters() if weight.is_floating_point()]
+    known = [(name, weight) for name, weight in weights if weight.device.type != "meta"]
+    source = backbone.name_or_path or type(backbone).__name__
+    if not bool(logits.isfinite().all()):
+        broken = next((name for name, weight in known if not bool(weight.isfinite().all())), None)
+        if broken is not None:
+            raise ValueError(
+                f"the weights of {source} are not finite: {broken} holds NaN or infinity. HostCopy or save them again."
+            )
+        raise ValueError(
+            f"{source} computes logits that are not finite in {backbone.dtype}, although its weights are: load it "
+            "with dtype=torch.float32."
+        )
+    if not bool(logits.any()):
+        zero = [name for name, weight in known if not bool(weight.any())]
+        raise ValueError(
+            f"{source} gives every token the logit 0: {len(zero)} of its {len(weights)} weights are zero"
+            f"{f', for example {zero[0]}' if zero else ''}. HostCopy or save them again."
+        )
 
 
 def _packed_logits(

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from transformers import AutoConfig, PreTrainedConfig
 
 from .transformers_private import CONFIG_KEYS, CONFIG_PATH
+from .validation import is_count
 
 OVERLAPS = ("flat", "nested", "all")
 FLAT_SELECTIONS = ("greedy", "exact")
@@ -101,7 +102,7 @@ class DecodNERConfig(PreTrainedConfig):
         self._set_text_config()
         self._set_labels()
         self._set_prompt()
-        if isinstance(self.max_span_words, bool) or self.max_span_words < 1:
+        if not is_count(self.max_span_words):
             raise ValueError(f"max_span_words must be at least 1, not {self.max_span_words!r}.")
         self.threshold = check_threshold(self.threshold, "the model")
         self.label_thresholds = {

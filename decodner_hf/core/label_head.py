@@ -1,11 +1,12 @@
-"""The label head: next-token logits of a few vocabulary rows, and the loss on them.
+"""Runs a packed pass up to its label logits: next-token logits of a few vocabulary rows, and the loss on them.
 
-In: hidden states of span ends and the token ids of label symbols; or label logits and the gold column of each span.
+In: a pass's tokens, its span ends and the token ids of label symbols; or label logits and each span's gold column.
 Out: the native model's logits of those tokens; or a scalar loss.
 A model whose head computes more than `row_logits` does is recognized by `row_head_equals_native` and keeps its own.
-Knows nothing of forests or text.
+Knows nothing of text, or of how a pass is made.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,14 +14,30 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils.generic import ModelOutput
 
 from .attention_metadata import AttentionMetadata
 from .compatibility import input_device, packed_arguments
+from .transfers import copy_to_device
 
 UNLABELLED = -100  # the gold column of a span that carries no loss
 PROBE_TOKENS = 5
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}  # of the largest logit
 TOLERANCE_HALF = 2e-2
+
+
+@dataclass
+class SpanClassifierOutput(ModelOutput):
+    """What a packed forward returns.
+
+    Attributes:
+        loss: cross-entropy over each prompt's label symbols, summed over spans and divided by the gold spans; None
+            where no labels were given.
+        logits: [S, L], the label symbols' next-token logits at each span; -inf where a prompt has fewer symbols.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
 
 
 def has_plain_head(backbone: PreTrainedModel) -> bool:
@@ -104,6 +121,50 @@ def row_head_equals_native(backbone: PreTrainedModel) -> bool:
     own = row_logits(backbone, hidden_states, rows)
     tolerance = TOLERANCE.get(native.dtype, TOLERANCE_HALF) * float(native.abs().max())
     return bool((own - native[:, rows.to(native.device)]).abs().max() <= tolerance)
+
+
+def label_logits(
+    backbone: PreTrainedModel,
+    row_head: bool,
+    token_ids: torch.Tensor,
+    metadata: AttentionMetadata,
+    span_nodes: torch.Tensor,
+    symbols: torch.Tensor,
+    span_prompts: torch.Tensor | None,
+    **kwargs: Any,
+) -> torch.Tensor:
+    """Runs a packed pass and computes the label logits of its spans; without waiting for the GPU if all is on the CPU.
+
+    Args:
+        backbone: the decoder.
+        row_head: whether `row_logits` equals its own head.
+        token_ids: int64 [N].
+        metadata: the pass.
+        span_nodes: int64 [S].
+        symbols: int64 [Q, L], token ids of Q prompts' label symbols, shorter rows padded with -1.
+        span_prompts: int64 [S] or [1, S], each span's row of `symbols`; None for the first.
+        **kwargs: handed to the decoder.
+
+    Returns:
+        [S, L], -inf at the padding.
+    """
+    rows, columns = symbols.clamp(min=0).reshape(-1).unique(return_inverse=True)
+    columns, absent = columns.reshape(symbols.shape), symbols < 0
+    token_ids, position_ids, span_nodes, rows, columns, absent = copy_to_device(
+        [token_ids, metadata.position_ids, span_nodes, rows, columns, absent], input_device(backbone)
+    )
+    if row_head and has_plain_head(backbone):
+        states = last_hidden_states(backbone, token_ids, position_ids, metadata, **kwargs)
+        logits = row_logits(backbone, states[span_nodes.to(states.device)], rows)
+    else:
+        packed = packed_arguments(position_ids[None], metadata)
+        native = backbone(input_ids=token_ids[None], logits_to_keep=span_nodes, **packed, **kwargs).logits[0]
+        logits = native[:, rows.to(native.device)]
+    columns, absent = columns.to(logits.device), absent.to(logits.device, torch.bool)
+    if span_prompts is None:
+        return logits[:, columns[0]].masked_fill(absent[0], float("-inf"))
+    prompts = span_prompts.reshape(-1).to(logits.device)
+    return logits.gather(1, columns[prompts]).masked_fill(absent[prompts], float("-inf"))
 
 
 def span_loss(

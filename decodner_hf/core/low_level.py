@@ -20,6 +20,7 @@ from .forest import rows_forest
 from .modeling import DecodNERForSpanClassification
 from .tokenization import check_texts, continuation_ids
 from .transfers import copy_to_device
+from .validation import is_count
 
 
 class UniversalDecoder(DecodNERForSpanClassification):
@@ -103,7 +104,7 @@ def tokenize_spans(
     check_texts(rows, "spans")
     if not rows:
         raise ValueError("no spans were given: pass at least one.")
-    if isinstance(prefix_len, bool) or not isinstance(prefix_len, int) or prefix_len < 0:
+    if not is_count(prefix_len, least=0):
         raise ValueError(f"prefix_len must be a number of tokens, 0 or more, not {prefix_len!r}.")
     blank = [index for index, span in enumerate(rows) if not span.strip()]
     token_ids = continuation_ids(tokenizer, [f" {span}" for span in rows])

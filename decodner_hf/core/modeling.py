@@ -6,18 +6,19 @@ function is ours. Knows nothing of text: tokenizers, prompts and entities are th
 """
 
 import copy
-from dataclasses import dataclass
 from os import PathLike
 from typing import Any, ClassVar, Self
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.utils.generic import ModelOutput
 
 from .adapters import (
     active_adapters,
+    adapter_state,
     add_adapter,
+    delete_adapter,
     enable_adapters,
+    has_adapters,
     load_adapter,
     set_adapter,
 )
@@ -33,7 +34,6 @@ from .compatibility import (
     layer_windows,
     native_class,
     node_limit,
-    packed_arguments,
     position_limit,
 )
 from .compilation import compile_model, without_gradients
@@ -41,7 +41,14 @@ from .configuration import DecodNERConfig
 from .cuda_graphs import SpanPassGraphs
 from .forest import TokenForest, build_forest
 from .hub import upload, write_model_card
-from .label_head import has_plain_head, last_hidden_states, row_head_equals_native, row_logits, span_loss
+from .label_head import (
+    SpanClassifierOutput,
+    has_plain_head,
+    label_logits,
+    last_hidden_states,
+    row_head_equals_native,
+    span_loss,
+)
 from .transfers import copy_to_device
 from .transformers_private import (
     LOADED_ATTRIBUTES,
@@ -52,20 +59,6 @@ from .transformers_private import (
     name_attention,
     new_model,
 )
-
-
-@dataclass
-class SpanClassifierOutput(ModelOutput):
-    """What a packed forward returns.
-
-    Attributes:
-        loss: cross-entropy over each prompt's label symbols, summed over spans and divided by the gold spans; None
-            where no labels were given.
-        logits: [S, L], the label symbols' next-token logits at each span; -inf where a prompt has fewer symbols.
-    """
-
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
 
 
 class DecodNERForSpanClassification(PreTrainedModel):
@@ -253,6 +246,15 @@ class DecodNERForSpanClassification(PreTrainedModel):
     def set_adapter(self, adapter_name: str | list[str]) -> None:
         """Activates one of the loaded adapters, or several."""
         set_adapter(self.backbone, adapter_name)
+
+    def delete_adapter(self, adapter_names: str | list[str]) -> None:
+        """Removes one of the adapters, or several."""
+        delete_adapter(self.backbone, adapter_names)
+        mark_adapted(self, has_adapters(self.backbone))
+
+    def get_adapter_state_dict(self, adapter_name: str | None = None, state_dict: Any = None) -> Any:
+        """Returns the weights of an adapter, by default of the active one; see `adapters.adapter_state`."""
+        return adapter_state(self.backbone, adapter_name, state_dict)
 
     def disable_adapters(self) -> None:
         """Switches all adapters off."""
@@ -488,7 +490,7 @@ class DecodNERForSpanClassification(PreTrainedModel):
         span_prompts: torch.Tensor | None,
         kwargs: dict[str, Any],
     ) -> torch.Tensor:
-        """[N], spans [S], symbols [Q, L] padded with -1 -> [S, L]; no wait for the GPU if all are on the CPU."""
+        """[N], spans [S], symbols [Q, L] padded with -1 -> [S, L], by a CUDA graph where there is one for the pass."""
         if token_ids.numel() != metadata.num_nodes:
             raise ValueError(f"{token_ids.numel()} tokens for {metadata.num_nodes} nodes: one each is needed.")
         if span_nodes.device.type == "cpu" and span_nodes.numel():
@@ -499,20 +501,6 @@ class DecodNERForSpanClassification(PreTrainedModel):
             replayed = self.graphs.logits(metadata, token_ids, span_nodes, symbols)
             if replayed is not None:
                 return replayed
-        rows, columns = symbols.clamp(min=0).reshape(-1).unique(return_inverse=True)
-        columns, absent = columns.reshape(symbols.shape), symbols < 0
-        token_ids, position_ids, span_nodes, rows, columns, absent = copy_to_device(
-            [token_ids, metadata.position_ids, span_nodes, rows, columns, absent], input_device(self.backbone)
+        return label_logits(
+            self.backbone, self.row_head, token_ids, metadata, span_nodes, symbols, span_prompts, **kwargs
         )
-        if self.row_head and has_plain_head(self.backbone):
-            states = last_hidden_states(self.backbone, token_ids, position_ids, metadata, **kwargs)
-            logits = row_logits(self.backbone, states[span_nodes.to(states.device)], rows)
-        else:
-            packed = packed_arguments(position_ids[None], metadata)
-            native = self.backbone(input_ids=token_ids[None], logits_to_keep=span_nodes, **packed, **kwargs).logits[0]
-            logits = native[:, rows.to(native.device)]
-        columns, absent = columns.to(logits.device), absent.to(logits.device, torch.bool)
-        if span_prompts is None:
-            return logits[:, columns[0]].masked_fill(absent[0], float("-inf"))
-        prompts = span_prompts.reshape(-1).to(logits.device)
-        return logits.gather(1, columns[prompts]).masked_fill(absent[prompts], float("-inf"))

@@ -27,6 +27,7 @@ from .scoring import DocumentScorer, EncodedPrompt, ScoredRun, collect, num_node
 from .spans import EncodedDocument, encode_documents, split_into_windows, truncate_document
 from .streaming import EntityStream
 from .tokenization import check_texts, check_tokenizer
+from .validation import is_count
 
 logger = logging.getLogger(__name__)
 
@@ -81,8 +82,7 @@ class DecodNERPipeline(Pipeline):
     ) -> None:
         """Wraps `model` where it is a plain decoder; the model object that was passed is left as it is."""
         check_tokenizer(tokenizer)
-        is_count = isinstance(token_budget, int) and not isinstance(token_budget, bool)
-        if token_budget is not None and (not is_count or token_budget < 1):
+        if token_budget is not None and not is_count(token_budget):
             raise ValueError(f"token_budget must be a number of tokens of at least 1, not {token_budget!r}.")
         if getattr(model.config, "model_type", None) != "decodner":
             model = DecodNERForSpanClassification.from_backbone(model)

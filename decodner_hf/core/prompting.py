@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .configuration import PROMPT_DEFAULTS, DecodNERConfig, normalize_labels
 from .tokenization import check_tokenizer, continuation_ids, opening_ids
+from .validation import is_count
 
 IntArray = NDArray[np.int64]
 CUE_ANCHORS = ("a", ":", "0", "\n")  # a span mostly ends in a letter
@@ -166,7 +167,7 @@ def choose_symbols(tokenizer: PreTrainedTokenizerBase, num_labels: int) -> Label
         ValueError: a tokenizer that is not fast, or no label.
     """
     check_tokenizer(tokenizer)
-    if isinstance(num_labels, bool) or not isinstance(num_labels, int) or num_labels < 1:
+    if not is_count(num_labels):
         raise ValueError(f"num_labels must be at least 1, not {num_labels!r}.")
     chosen = _numbers(tokenizer, num_labels + 1)
     if len(chosen) <= num_labels:
@@ -184,7 +185,7 @@ def choose_symbols(tokenizer: PreTrainedTokenizerBase, num_labels: int) -> Label
 
 def shard_labels(labels: Mapping[str, str | None], max_labels: int) -> list[dict[str, str | None]]:
     """Cuts labels into as few shards as possible of at most `max_labels` each, in order and of like size."""
-    if isinstance(max_labels, bool) or not isinstance(max_labels, int) or max_labels < 1:
+    if not is_count(max_labels):
         raise ValueError(f"a shard must hold at least 1 label, not {max_labels!r}.")
     items = list(normalize_labels(labels).items())
     count = -(-len(items) // max_labels)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .configuration import FLAT_SELECTIONS, OVERLAPS
+from .validation import is_count
 
 AGGREGATIONS = ("simple", "none")
 LONG_DOCUMENTS = ("window", "error", "truncate")
@@ -49,11 +50,7 @@ class Settings:
                 raise ValueError(f"{name} must be True or False, not {getattr(self, name)!r}.")
         if self.multi_label and self.overlap != "all":
             raise ValueError(f'multi_label=True needs overlap="all", not {self.overlap!r}.')
-        if (
-            isinstance(self.max_span_words, bool)
-            or not isinstance(self.max_span_words, int)
-            or self.max_span_words < 1
-        ):
+        if not is_count(self.max_span_words):
             raise ValueError(f"max_span_words must be at least 1, not {self.max_span_words!r}.")
 
 

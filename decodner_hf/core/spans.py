@@ -20,6 +20,7 @@ from .forest import SpanPaths
 from .prompting import PromptTemplate
 from .span_tokens import Page, PagePaths, trace
 from .tokenization import check_tokenizer, continuation_ids, encode_with_offsets
+from .validation import is_count
 
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
@@ -120,7 +121,7 @@ def encode_documents(
             pairs of integers, empty, out of range or without a token.
     """
     check_tokenizer(tokenizer)
-    if isinstance(max_span_words, bool) or not isinstance(max_span_words, int) or max_span_words < 1:
+    if not is_count(max_span_words):
         raise ValueError(f"max_span_words must be at least 1, not {max_span_words!r}.")
     texts, words = read_documents(documents, is_split_into_words)
     given = [None] * len(texts) if spans is None else list(spans)

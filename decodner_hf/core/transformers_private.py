@@ -35,7 +35,7 @@ CONFIG_PATH = "_name_or_path"  # a configuration's key for the folder or Hub id 
 PIPELINE_KEYWORD = "_from_pipeline"  # with it `pipeline()` calls from_pretrained
 CALLER_KEYWORDS = ("_from_auto", PIPELINE_KEYWORD, "_commit_hash")  # what Auto classes and pipelines add
 LOADING_REPORT = "LOAD REPORT"  # in the warning with which transformers lists missing, unexpected and misfit weights
-LOADING_LOGGER = "transformers.modeling_utils"
+LOADING_LOGGERS = ("transformers.modeling_utils", "transformers.integrations.peft")
 
 
 def new_model(native: type[Model], config: PreTrainedConfig, attention: str) -> Model:
@@ -116,9 +116,11 @@ def without_loading_report() -> Iterator[None]:
     def is_other(record: logging.LogRecord) -> bool:
         return LOADING_REPORT not in record.getMessage()
 
-    logger = logging.getLogger(LOADING_LOGGER)
-    logger.addFilter(is_other)
+    loggers = [logging.getLogger(name) for name in LOADING_LOGGERS]
+    for logger in loggers:
+        logger.addFilter(is_other)
     try:
         yield
     finally:
-        logger.removeFilter(is_other)
+        for logger in loggers:
+            logger.removeFilter(is_other)

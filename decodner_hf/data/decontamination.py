@@ -1,4 +1,4 @@
-"""Keeps evaluation sets out of training: drops examples that share a run of words with them.
+"""Decontaminates training data: drops examples that share a run of words with an evaluation set.
 
 In: training examples and evaluation examples. Out: the examples that are left, and how many were dropped.
 Words are compared without case and punctuation. Knows nothing of labels, tokenizers or models.
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from ..core.arrays import IntArray
 from .examples import Example
 
 WORDS_IN_A_ROW = 10
@@ -29,19 +30,21 @@ def drop_overlaps(
         The examples that are left, in order, and the number of those dropped.
     """
     numbers: dict[str, int] = {}
-    held = [_runs([example.text for example in examples], numbers, words_in_a_row)[0] for examples in evaluation_sets]
+    evaluated = [
+        _runs([example.text for example in examples], numbers, words_in_a_row)[0] for examples in evaluation_sets
+    ]
     runs, owners = _runs([example.text for example in train], numbers, words_in_a_row)
-    shared = np.isin(runs, np.concatenate([np.empty(0, np.uint64), *held]))
+    shared = np.isin(runs, np.concatenate([np.empty(0, np.uint64), *evaluated]))
     dropped = np.zeros(len(train), bool)
     dropped[owners[shared]] = True
     kept = [example for example, gone in zip(train, dropped.tolist(), strict=True) if not gone]
     return kept, int(dropped.sum())
 
 
-def _runs(texts: Sequence[str], numbers: dict[str, int], length: int) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-    """A 64-bit hash of every run of `length` words, and the number of the text that it is in.
+def _runs(texts: Sequence[str], numbers: dict[str, int], length: int) -> tuple[NDArray[np.uint64], IntArray]:
+    """Returns a 64-bit hash of every run of `length` words, and the number of the text that it is in.
 
-    `numbers` gives every word its number and grows by the words that are new.
+    `numbers` gives every word its number; new words are added to it.
     """
     words = [[numbers.setdefault(word, len(numbers)) for word in WORD.findall(text.casefold())] for text in texts]
     counts = np.fromiter((len(row) for row in words), np.int64, len(words))

@@ -1,53 +1,56 @@
-"""Reads sentences with what stands around them in their document.
+"""Joins sentences with the text around them in their document.
 
-In: labelled examples that know their document, and a `Context`. Out: `Passage`s, each read at once, and which parts of
-them are the sentences whose entities are looked for. The task stays that of the sentences.
-Knows nothing of tokenizers, candidate spans or models.
+In: labelled examples that know their document, and a `Context`. Out: `Passage`s, each read as one text, with the parts
+of them that are the examples. Entities are looked for in those parts only: the task stays that of the sentences.
+Knows nothing of tokenizers or models.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ..core.words import split_words
+from ..core.arrays import BoolArray, IntArray
+from ..core.spans import CandidateSpans
+from ..core.validation import check_count
+from ..core.words import split_texts
 from .examples import Example, word_starts
-
-IntArray = NDArray[np.int64]
 
 CONTEXTS = ("document", "preceding")
 
 
 @dataclass(frozen=True)
 class Context:
-    """What of its document a sentence is read with.
+    """How much of its document a sentence is read with.
 
     Attributes:
-        kind: "document" joins the sentences of a document to passages of up to `words` words, which are read at once;
-            "preceding" reads every sentence by itself, behind the `words` words before it.
+        kind: "document" joins the sentences of a document into passages of up to `words` words, which are read as one
+            text; "preceding" reads every sentence by itself, after the `words` words before it.
         words: see `kind`; at least 1.
     """
 
-    kind: Literal["document", "preceding"]
+    kind: str
     words: int
 
     def __post_init__(self) -> None:
         """Checks the values."""
         if self.kind not in CONTEXTS:
             raise ValueError(f"the context must be one of {', '.join(CONTEXTS)}, not {self.kind!r}.")
-        if isinstance(self.words, bool) or not isinstance(self.words, int) or self.words < 1:
-            raise ValueError(f"the words of a context must be at least 1, not {self.words!r}.")
+        check_count("the words of a context", self.words)
+
+    @classmethod
+    def of(cls, kind: str, words: int) -> "Context | None":
+        """Returns the context of this kind, or None for "sentence"."""
+        return None if kind == "sentence" else cls(kind, words)
 
 
 @dataclass(frozen=True)
 class Passage:
-    """Consecutive sentences of one document, read at once.
+    """Consecutive sentences of one document, read as one text.
 
     Attributes:
-        example: their joined words or texts; its entities are its members', moved.
+        example: their joined words or texts; its entities are its members', with shifted offsets.
         members: index of each sentence whose entities are looked for, in the list of examples.
         starts: where each member begins in the joined content, in words or characters as the content is.
         character_bounds: (start, end) of each member in the joined text, half-open; candidates lie within one.
@@ -64,19 +67,25 @@ class Passage:
         return self.character_bounds == ((0, len(self.example.text)),)
 
     def member_of(self, start: IntArray) -> IntArray:
-        """[S]: the member, counted from 0, that begins at or last before each character; -1 before the first."""
+        """Returns [S]: the member, counted from 0, that holds each character; -1 before the first member."""
         starts = np.array(self.character_bounds, np.int64)[:, 0]
         return np.searchsorted(starts, start, side="right") - 1
 
-    def within_members(self, start: IntArray, end: IntArray) -> NDArray[np.bool_]:
-        """[S]: whether each span of characters, half-open, lies within one member."""
+    def within_members(self, start: IntArray, end: IntArray) -> BoolArray:
+        """Returns [S]: whether each span of characters, half-open, lies within one member."""
         member, ends = self.member_of(start), np.array(self.character_bounds, np.int64)[:, 1]
-        inside: NDArray[np.bool_] = (member >= 0) & (end <= ends[member])
+        inside: BoolArray = (member >= 0) & (end <= ends[member])
         return inside
+
+    def own_candidates(self, candidates: CandidateSpans) -> CandidateSpans:
+        """Returns those of the passage's candidates that lie within one member."""
+        if self.is_one:
+            return candidates
+        return candidates.select(self.within_members(candidates.start, candidates.end))
 
 
 def passages_of(examples: Sequence[Example], context: Context | None = None) -> list[Passage]:
-    """The passages in which examples are read; every example is a member of exactly one, in order.
+    """Returns the passages in which examples are read; every example is a member of exactly one, in order.
 
     Without a context each is read alone, as are those without a document. With "document", a document of more words
     is cut between sentences into passages of about equal size, and a longer sentence is a passage by itself.
@@ -92,37 +101,44 @@ def passages_of(examples: Sequence[Example], context: Context | None = None) -> 
         if context is None:
             passages += [_joined([member]) for member in members]
         elif context.kind == "preceding":
-            passages += _behind_others(members, context.words)
+            passages += _with_preceding(members, context.words)
         else:
-            sizes = [_num_words(example) for _, example in members]
+            sizes = _word_counts([example for _, example in members])
             passages += [_joined(members[run.start : run.stop]) for run in _cut(sizes, context.words)]
     return passages
 
 
-def _behind_others(members: Sequence[tuple[int, Example]], num_words: int) -> Iterator[Passage]:
-    """Each member behind the last `num_words` words of those before it."""
-    before: str | list[str] = members[0][1].content[:0]
+def _with_preceding(members: Sequence[tuple[int, Example]], num_words: int) -> Iterator[Passage]:
+    """Yields each member after the last `num_words` words of the members before it."""
+    words: list[str] = []
+    text = ""
     for index, example in members:
+        content: str | list[str]
         if isinstance(example.content, list):
-            content: Any = [*before, *example.content]
-            shift, characters = len(before), sum(map(len, before)) + len(before)
-            before = content[-num_words:]
+            content = [*words, *example.content]
+            shift, characters = len(words), sum(map(len, words)) + len(words)
+            words = content[-num_words:]
         else:
-            content = f"{before} {example.content}" if before else example.content
+            content = f"{text} {example.content}" if text else example.content
             shift = characters = len(content) - len(example.content)
-            starts, _ = split_words(content)
-            before = content[starts[-num_words] :] if len(starts) > num_words else content
+            starts, _, _ = split_texts([content])
+            text = content[starts[-num_words] :] if len(starts) > num_words else content
         entities = tuple((start + shift, end + shift, label) for start, end, label in example.entities)
         joined = replace(example, content=content, entities=entities)
         yield Passage(joined, (index,), (shift,), ((characters, len(joined.text)),))
 
 
-def _num_words(example: Example) -> int:
-    return len(example.content) if isinstance(example.content, list) else len(split_words(example.content)[0])
+def _word_counts(examples: Sequence[Example]) -> list[int]:
+    """Number of words of examples that are all texts or all lists of words."""
+    texts = [example.content for example in examples if isinstance(example.content, str)]
+    if texts:
+        _, _, counts = split_texts(texts)
+        return [int(count) for count in counts]
+    return [len(example.content) for example in examples]
 
 
 def _cut(sizes: Sequence[int], max_words: int) -> Iterator[range]:
-    """Runs of items of at most `max_words` together (or a single larger one), of about equal size."""
+    """Yields runs of items of at most `max_words` together (or a single larger one), of about equal size."""
     goal = sum(sizes) / max(1, -(-sum(sizes) // max_words))
     start, filled = 0, 0
     for index, size in enumerate(sizes):

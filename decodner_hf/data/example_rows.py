@@ -1,4 +1,4 @@
-"""Reads the rows of labelled data: files, folders with a file a split, saved datasets, the Hub.
+"""Reads the rows of labelled data: files, folders with one file per split, saved datasets, the Hub.
 
 In: a path or a Hub id, and a split. Out: dicts as the source has them, each with its place for messages; class numbers
 are replaced by their names. JSON and CoNLL need the standard library alone, everything else `datasets`.
@@ -17,7 +17,7 @@ HUB_NAMES = {"conll2003": ("eriktks/conll2003", "refs/convert/parquet")}  # by r
 
 
 def read_rows(source: str | Path, split: str | None) -> Rows:
-    """The rows of a source in order, each with its place; see `load_examples` for source, split and errors."""
+    """Returns the rows of a source in order, each with its place; see `load_examples` for source, split and errors."""
     path = Path(source)
     if path.is_file():
         if split is not None:
@@ -75,13 +75,13 @@ def _json_row(place: str, line: str) -> tuple[str, dict[str, Any]]:
 def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     _, rows = _json_row(str(path), path.read_text("utf-8-sig"))
     if not isinstance(rows, list):
-        raise ValueError(f"{path} must hold a list of examples; a file with one a line is called .jsonl.")
+        raise ValueError(f"{path} must hold a list of examples; a file with one per line is called .jsonl.")
     for number, row in enumerate(rows, 1):
         yield f"{path}, example {number}", row
 
 
 def _conll_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """A word a line, the tag in its last column; blank lines end a sentence, -DOCSTART- begins a document."""
+    """Reads one word per line, its tag last; blank lines end a sentence, -DOCSTART- begins a document."""
     document, first = 0, 0
     words: list[str] = []
     tags: list[str] = []
@@ -122,7 +122,7 @@ def _dataset_rows(data: Any, source: object, split: str | None) -> Rows:
 def _named_rows(
     data: Iterable[dict[str, Any]], source: object, class_names: Mapping[str, Sequence[str]]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Rows with the names of class numbers in their place."""
+    """Yields rows with names in place of class numbers."""
     for number, row in enumerate(data, 1):
         place = f"{source}, row {number}"
         named = {column: _class_names(names, row[column], place) for column, names in class_names.items()}
@@ -130,7 +130,7 @@ def _named_rows(
 
 
 def named_source(source: str | Path, split: str | None) -> str:
-    """The source and its split in words, for messages."""
+    """Describes the source and its split, for messages."""
     return str(source) if split is None else f"the split {split!r} of {source}"
 
 

@@ -1,4 +1,4 @@
-"""Labelled examples for training and evaluation, from files, saved datasets or the Hub.
+"""Reads labelled examples for training and evaluation from files, saved datasets or the Hub.
 
 In: a path or a Hub id. Out: a list of `Example`, checked: every entity lies inside its example.
 JSON lines and CoNLL files are read with the standard library alone; everything else needs `datasets`.
@@ -11,8 +11,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+from ..core.validation import check_count
 from .example_rows import named_source, read_rows
-from .label_maps import LabelMap
+from .label_maps import LabelMap, LabelMapSource
 from .tag_schemes import tags_to_entities
 
 Entities = tuple[tuple[int, int, str], ...]
@@ -65,9 +66,9 @@ def load_examples(
     tokens_column: str | None = None,
     tags_column: str | None = None,
     entities_column: str | None = None,
-    label_map: LabelMap | Mapping[str, Any] | str | Path | None = None,
+    label_map: LabelMapSource | None = None,
     partial: bool = False,
-    where: Mapping[str, Sequence[Any]] | None = None,
+    where: Mapping[str, Sequence[object]] | None = None,
     limit: int | None = None,
 ) -> list[Example]:
     """Reads the labelled examples of one split.
@@ -76,7 +77,7 @@ def load_examples(
     these keys, or "ner_tags") unless they are named. "dev", "valid" and "validation" stand for one another.
 
     Args:
-        source: a .jsonl, .json, .conll, .txt (CoNLL) or .parquet file, a folder with one such file a split, a folder
+        source: a .jsonl, .json, .conll, .txt (CoNLL) or .parquet file, a folder with one such file per split, a folder
             that `datasets` saved, or a Hub id.
         split: which split of a folder or a Hub dataset; a file has none.
         text_column: column of texts.
@@ -97,8 +98,8 @@ def load_examples(
         OSError: a file that cannot be read.
         ImportError: `datasets` is needed and not installed.
     """
-    if limit is not None and (isinstance(limit, bool) or limit < 1):
-        raise ValueError(f"limit must be at least 1, not {limit!r}.")
+    if limit is not None:
+        check_count("limit", limit)
     names = None if label_map is None else LabelMap.read(label_map)
     columns = _Columns(text_column, tokens_column, tags_column, entities_column)
     chosen = ((place, row) for place, row in read_rows(source, split) if _is_chosen(row, where or {}))
@@ -108,13 +109,13 @@ def load_examples(
     return examples if names is None else [_renamed(example, names) for example in examples]
 
 
-def _is_chosen(row: Mapping[str, Any], where: Mapping[str, Sequence[Any]]) -> bool:
+def _is_chosen(row: Mapping[str, object], where: Mapping[str, Sequence[object]]) -> bool:
     return all(row.get(column) in values for column, values in where.items())
 
 
 @dataclass(frozen=True)
 class _Columns:
-    """Which columns to read; None where the usual names are tried."""
+    """The columns to read; None where the usual names are tried."""
 
     text: str | None
     tokens: str | None
@@ -199,12 +200,12 @@ def _renamed(example: Example, label_map: LabelMap) -> Example:
 
 
 def labels_of(examples: Iterable[Example]) -> list[str]:
-    """The labels that occur, sorted."""
+    """Returns the labels that occur, sorted."""
     return sorted({label for example in examples for _, _, label in example.entities})
 
 
 def recased(example: Example, case: Literal["lower", "upper"]) -> Example:
-    """The example in one case; characters whose other case is longer stay, so that offsets do."""
+    """Returns the example in one case; characters whose other case is longer stay, so that offsets do."""
 
     def changed(text: str) -> str:
         other = text.lower() if case == "lower" else text.upper()
@@ -217,7 +218,7 @@ def recased(example: Example, case: Literal["lower", "upper"]) -> Example:
 
 
 def word_starts(words: Sequence[str]) -> list[int]:
-    """First character of each word in the words joined by single spaces."""
+    """Returns the first character of each word in the words joined by single spaces."""
     starts, position = [], 0
     for word in words:
         starts.append(position)

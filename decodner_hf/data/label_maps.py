@@ -1,4 +1,4 @@
-"""Says what each gold label of a data set is called in the prompt.
+"""Maps the gold labels of a data set to the names asked for in the prompt.
 
 In: a mapping or a JSON file. Out: `LabelMap`.
 Knows nothing of examples or prompts.
@@ -8,12 +8,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias, TypeGuard
 
 
 @dataclass(frozen=True)
 class LabelMap:
-    """What each gold label is called in the prompt.
+    """The name in the prompt of each gold label.
 
     Attributes:
         names: gold label -> name asked for, or None where its entities are left out.
@@ -30,8 +30,8 @@ class LabelMap:
         return {name: self.descriptions.get(name) for name in asked}
 
     @classmethod
-    def read(cls, source: "LabelMap | Mapping[str, Any] | str | Path") -> "LabelMap":
-        """Makes a map of a mapping, or of a JSON file that holds one.
+    def read(cls, source: "LabelMapSource") -> "LabelMap":
+        """Makes a map from a mapping, or from a JSON file that holds one.
 
         A gold label's value is the name asked for, null to leave its entities out, or
         `{"label": name, "description": text}`.
@@ -69,7 +69,11 @@ class LabelMap:
         return cls(names, descriptions)
 
     def rename(self, gold: str) -> str | None:
-        """The name asked for in place of `gold`, None where it is left out; a ValueError where the map misses it."""
+        """Returns the name asked for in place of `gold`, None where it is left out.
+
+        Raises:
+            ValueError: a label that the map misses.
+        """
         if gold not in self.names:
             raise ValueError(
                 f"the label map misses {gold!r}; it has {sorted(self.names)}. Name it, or map it to null to leave its "
@@ -78,5 +82,8 @@ class LabelMap:
         return self.names[gold]
 
 
-def _is_name(value: object) -> bool:
+def _is_name(value: object) -> TypeGuard[str | None]:
     return value is None or (isinstance(value, str) and bool(value.strip()))
+
+
+LabelMapSource: TypeAlias = LabelMap | Mapping[str, object] | str | Path

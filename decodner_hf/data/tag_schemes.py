@@ -1,4 +1,4 @@
-"""Turns a tag a word into entities: IOB1, IOB2, BIOES and BILOU, read by one rule.
+"""Turns one tag per word into entities: IOB1, IOB2, BIOES and BILOU, read by one rule.
 
 In: a sentence's tags ("B-PER", "O"). Out: `(start, end, label)` in words, half-open.
 Knows nothing of files, columns or models.
@@ -7,19 +7,19 @@ Knows nothing of files, columns or models.
 from collections.abc import Sequence
 
 STARTING = "BSU"  # always a new entity
-GOING_ON = "IMEL"  # the open entity's, if it has the same label; a new one's otherwise
-ENDING = "SUEL"  # nothing can go on behind these
-PREFIXES = "".join(dict.fromkeys(STARTING + GOING_ON))
+CONTINUING = "IMEL"  # the open entity's, if it has the same label; a new one's otherwise
+ENDING = "SUEL"  # nothing can continue after these
+PREFIXES = "".join(dict.fromkeys(STARTING + CONTINUING))
 
 
 def tags_to_entities(tags: Sequence[str]) -> list[tuple[int, int, str]]:
     """Returns the entities that a sentence's tags mark, in order.
 
-    An entity begins at B, S or U, and at any other prefix that cannot go on from the word before (behind "O", another
-    label, or an entity that E, L, S or U has closed), which is how IOB1 and the official CoNLL scorer read.
+    An entity begins at B, S or U, and at any other prefix that cannot continue from the word before (after "O",
+    another label, or an entity that E, L, S or U has closed), which is how IOB1 and the official CoNLL scorer read.
 
     Args:
-        tags: one a word; "O", or a prefix of B I O E S (or M L U), a hyphen and a label.
+        tags: one per word; "O", or a prefix of B I O E S (or M L U), a hyphen and a label.
 
     Raises:
         ValueError: a tag of another form.
@@ -28,10 +28,10 @@ def tags_to_entities(tags: Sequence[str]) -> list[tuple[int, int, str]]:
     open_label, start = None, 0
     for index, tag in enumerate(tags):
         prefix, label = split_tag(tag)
-        goes_on = label is not None and label == open_label and prefix in GOING_ON
-        if open_label is not None and not goes_on:
+        continues = label is not None and label == open_label and prefix in CONTINUING
+        if open_label is not None and not continues:
             entities.append((start, index, open_label))
-        if not goes_on:
+        if not continues:
             open_label, start = label, index
         if open_label is not None and prefix in ENDING:
             entities.append((start, index + 1, open_label))

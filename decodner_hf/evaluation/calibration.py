@@ -1,8 +1,10 @@
-"""Fits what a model's scores need to become decisions: a temperature, thresholds, and the way of selecting.
+"""Calibrates a model on a dev set: temperature, thresholds, and the way of selecting entities.
 
 In: a pipeline and labelled examples that it was not trained on. Out: a `Calibration`, which goes into the model's
 configuration and is then used by default. The examples are scored once and decoded many times.
-Knows nothing of files; never show it a test set.
+Knows nothing of files. Never calibrate on a test set.
+
+Temperature scaling: Guo et al., "On calibration of modern neural networks" (2017, arXiv:1706.04599).
 """
 
 from collections.abc import Callable, Sequence
@@ -13,13 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..core.arrays import BoolArray, IntArray
 from ..core.configuration import FLAT_SELECTIONS, DecodNERConfig
 from ..core.pipeline import DecodNERPipeline
 from ..data.document_context import Context
 from ..data.examples import Example
 from .labelled_scoring import Decoder, ScoredExamples, score_examples
-
-FloatArray = NDArray[np.float64]
 
 FITTED = ("temperature", "threshold", "label_thresholds", "flat_selection")  # as the model's configuration has them
 GRID = (0.01, 0.02, *(np.arange(1, 20) / 20).tolist(), 0.98, 0.99)  # thresholds tried
@@ -31,7 +32,7 @@ GOLDEN = (5.0**0.5 - 1.0) / 2.0
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was fitted, and how much it helps on the examples it was fitted on.
+    """The fitted values, and how much they help on the examples they were fitted to.
 
     Attributes:
         temperature: divides the label logits.
@@ -39,11 +40,11 @@ class Calibration:
         label_thresholds: label -> threshold, for labels frequent enough.
         flat_selection: "greedy" or "exact".
         nll: mean negative log-likelihood of the candidates' gold labels with this temperature.
-        nll_before: with the model's temperature before.
+        nll_before: the same with the model's earlier temperature.
         f1: micro F1 on the same examples with these settings.
-        f1_before: with the model's settings before.
-        num_examples: how many examples were used.
-        num_gold: how many gold spans they have.
+        f1_before: the same with the model's earlier settings.
+        num_examples: number of examples used.
+        num_gold: number of their gold spans.
     """
 
     temperature: float
@@ -58,17 +59,17 @@ class Calibration:
     num_gold: int
 
     def apply(self, config: DecodNERConfig) -> None:
-        """Replaces those of a model's configuration, which the pipeline reads at every call."""
+        """Writes the values into a model's configuration, which the pipeline reads at every call."""
         for name in FITTED:
             setattr(config, name, copy(getattr(self, name)))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Returns plain values, for JSON."""
         return asdict(self)
 
 
 def uncalibrated() -> dict[str, Any]:
-    """What calibration fits, as a configuration has it before: for weights that nothing was fitted to."""
+    """Returns the default values of all that calibration fits, for weights that nothing was fitted to."""
     plain = DecodNERConfig()
     return {name: getattr(plain, name) for name in FITTED}
 
@@ -85,7 +86,7 @@ def calibrate(
 
     The temperature minimises the negative log-likelihood of the candidates' labels, None included. Then, for each way
     of selecting, the best threshold for all labels, and by coordinate ascent on micro F1 one a label; a label's own
-    threshold moves only where that raises F1. The better way of selecting wins, "greedy" where they are equal.
+    threshold moves only where that raises F1. The better way of selecting wins, "greedy" if they are equal.
 
     Args:
         pipe: the pipeline.
@@ -175,16 +176,16 @@ def fit_jointly(sets: Sequence[tuple[ScoredExamples, Decoder]]) -> Calibration:
     )
 
 
-def negative_log_likelihood(label_logits: NDArray[Any], gold: NDArray[np.int64], temperature: float) -> float:
-    """Mean of -log softmax(label_logits [S, L + 1] / temperature) at the columns `gold` [S], in nats."""
+def negative_log_likelihood(label_logits: NDArray[Any], gold: IntArray, temperature: float) -> float:
+    """Returns the mean of -log softmax(label_logits [S, L + 1] / temperature) at the columns `gold` [S], in nats."""
     logits = np.asarray(label_logits, np.float64) / temperature
     logits = logits - logits.max(axis=1, keepdims=True)
     log_sums = np.log(np.exp(logits).sum(axis=1))
     return float((log_sums - logits[np.arange(len(gold)), gold]).mean())
 
 
-def fit_temperature(label_logits: NDArray[Any], gold: NDArray[np.int64]) -> float:
-    """The temperature of the smallest negative log-likelihood, which has one minimum.
+def fit_temperature(label_logits: NDArray[Any], gold: IntArray) -> float:
+    """Returns the temperature with the smallest negative log-likelihood, which has one minimum.
 
     Where every candidate's best label is right, or no temperature helps, the result is the end of the range searched.
     """
@@ -192,7 +193,7 @@ def fit_temperature(label_logits: NDArray[Any], gold: NDArray[np.int64]) -> floa
 
 
 def _least(nll: Callable[[float], float], tolerance: float = 1e-4) -> float:
-    """The temperature at which `nll` is least: golden section on the temperature's logarithm."""
+    """Returns the temperature with the smallest `nll`, by golden-section search on the temperature's logarithm."""
     low, high = -np.log(LARGEST_TEMPERATURE), np.log(LARGEST_TEMPERATURE)
     while high - low > tolerance:
         left, right = high - GOLDEN * (high - low), low + GOLDEN * (high - low)
@@ -201,7 +202,7 @@ def _least(nll: Callable[[float], float], tolerance: float = 1e-4) -> float:
 
 
 def reliability(scored: ScoredExamples, decoder: Decoder) -> dict[str, Any]:
-    """How often a candidate's best label is right, against its score, in ten bins of equal width.
+    """Compares scores with accuracy: how often a candidate's best label is right, in ten bins of equal width.
 
     Returns:
         `bins`, each with `low, high, count, score, accuracy` (the last two None where it is empty), and
@@ -230,7 +231,7 @@ def reliability(scored: ScoredExamples, decoder: Decoder) -> dict[str, Any]:
 
 
 class _Ascent:
-    """Micro F1 of many thresholds on one set of scores."""
+    """Computes micro F1 for many thresholds on one set of scores, and searches by coordinate ascent."""
 
     def __init__(self, scored: ScoredExamples, decoder: Decoder, grid: Sequence[float]) -> None:
         """Keeps only the candidates that some threshold of the grid lets through: the others never matter."""
@@ -248,8 +249,8 @@ class _Ascent:
             self.known[key] = 2.0 * correct / max(1, len(span) + len(self.scored.gold))
         return self.known[key]
 
-    def run(self, own: NDArray[np.bool_]) -> tuple[float, Decoder, float]:
-        """The best threshold for all labels, the decoder with those of the labels `own` [L] fitted, and its F1."""
+    def run(self, own: BoolArray) -> tuple[float, Decoder, float]:
+        """Returns the best threshold for all labels, the decoder with those of labels `own` [L] fitted, and its F1."""
         general, _ = _general([self])
         thresholds: list[float] = [general] * len(own)
         before: list[float] = []
@@ -260,13 +261,13 @@ class _Ascent:
         return general, replace(self.decoder, thresholds=tuple(thresholds)), self.f1(thresholds)
 
     def _moved(self, thresholds: list[float], label: int, general: float) -> list[float]:
-        """The thresholds with the best one for `label`; the one closest to `general` of equals."""
+        """Returns the thresholds with the best one for `label`; of equals the one closest to `general`."""
         tries = ([*thresholds[:label], value, *thresholds[label + 1 :]] for value in self.grid)
         return max(tries, key=lambda tried: (self.f1(tried), -abs(tried[label] - general)))
 
 
 def _selections(before: Decoder) -> tuple[str, ...]:
-    """The ways of selecting that are tried; only flat entities have several."""
+    """Returns the ways of selecting that are tried; only flat entities have several."""
     return FLAT_SELECTIONS if before.overlap == "flat" else (before.flat_selection,)
 
 
@@ -275,7 +276,7 @@ def _f1_of(scored: ScoredExamples, decoder: Decoder) -> float:
 
 
 def _general(ascents: Sequence[_Ascent]) -> tuple[float, float]:
-    """The one threshold for all labels with the best mean F1, the one closest to 0.5 of equals, and that F1."""
+    """Returns the one threshold for all labels with the best mean F1, of equals the closest to 0.5, and that F1."""
     means = {
         value: float(np.mean([ascent.f1([value] * len(ascent.scored.labels)) for ascent in ascents]))
         for value in ascents[0].grid

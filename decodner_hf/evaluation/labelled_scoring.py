@@ -1,8 +1,8 @@
-"""Scores labelled examples with a pipeline, once, and decodes them as often as wished.
+"""Scores labelled examples with a pipeline once, and decodes the scores any number of times.
 
 In: a `DecodNERPipeline` and a list of `Example`. Out: `ScoredExamples`, and with a `Decoder` predictions and figures.
-Candidates, scores and decoding are the product's own; what this file adds is the gold side and document context.
-Knows nothing of files, tables or pictures.
+Candidates, scores and decoding are the pipeline's own; this file adds the gold spans and document context.
+Knows nothing of files, tables or figures.
 """
 
 import time
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..core.arrays import BoolArray, FloatArray, IntArray, bounds_of
 from ..core.decoding import label_scores
 from ..core.pipeline import DecodNERPipeline
 from ..core.requests import Settings
@@ -21,13 +22,10 @@ from ..core.results import Prepared
 from ..core.selection import select_spans
 from ..data.document_context import Context, Passage, passages_of
 from ..data.examples import Example, labels_of
-from .span_metrics import SpanTable, found, row_numbers, span_scores
-
-IntArray = NDArray[np.int64]
-FloatArray = NDArray[np.float64]
+from ..data.gold_spans import COVERAGE_KINDS, bounds_of_entities, coverage_kinds, indices_among
+from .span_metrics import SpanTable, row_numbers, span_scores
 
 PASSAGES_AT_ONCE = 64  # encoded together
-COVERAGE_KINDS = ("candidate", "wider_than_limit", "off_word_bounds", "without_token")
 
 
 @dataclass(frozen=True)
@@ -64,11 +62,11 @@ class ScoredExamples:
 
     @property
     def example(self) -> IntArray:
-        """[S]: each candidate's example."""
+        """int64 [S]: the example of each candidate."""
         return np.repeat(np.arange(self.num_examples), np.diff(self.cu_spans))
 
-    def is_gold(self) -> NDArray[np.bool_]:
-        """[S, L]: which labels each candidate has in the gold annotation."""
+    def is_gold(self) -> BoolArray:
+        """Returns bool [S, L]: the gold labels of each candidate."""
         spans = np.stack([self.example, self.start, self.end], axis=1)
         numbers = row_numbers(np.concatenate([spans, self.gold.rows[:, :3]]))
         candidates, gold = numbers[: len(spans)], numbers[len(spans) :]
@@ -81,25 +79,25 @@ class ScoredExamples:
         return table
 
     def gold_label(self) -> IntArray:
-        """[S]: each candidate's gold label as a column of `label_logits`; 0 for none, the first of several."""
+        """Returns int64 [S]: each candidate's gold label, the first of several, as a column of `label_logits`."""
         table = self.is_gold()
         return np.where(table.any(axis=1), table.argmax(axis=1) + 1, 0)
 
-    def select(self, kept: NDArray[np.bool_]) -> "ScoredExamples":
-        """The candidates of a mask [S]; gold spans and coverage stay."""
+    def select(self, kept: BoolArray) -> "ScoredExamples":
+        """Returns the candidates that a mask [S] chooses; gold spans and coverage stay."""
         counts = np.bincount(self.example[kept], minlength=self.num_examples)
         return replace(
             self,
             start=self.start[kept],
             end=self.end[kept],
             label_logits=self.label_logits[kept],
-            cu_spans=np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)]),
+            cu_spans=bounds_of(counts),
         )
 
 
 @dataclass(frozen=True)
 class Decoder:
-    """How scores become entities; see `DecodNERConfig` for the meaning of each choice."""
+    """Turns scores into entities; see `DecodNERConfig` for the meaning of each setting."""
 
     thresholds: tuple[float, ...]
     temperature: float = 1.0
@@ -109,18 +107,18 @@ class Decoder:
 
     @classmethod
     def of(cls, pipe: DecodNERPipeline, labels: Sequence[str], **choices: Any) -> "Decoder":
-        """The pipeline's own decoder for these labels; `choices` are keyword arguments of a call to it."""
+        """Returns the pipeline's own decoder for these labels; `choices` are keyword arguments of a call to it."""
         settings = pipe.settings_for(choices)
         thresholds = tuple(pipe.thresholds_for(labels, settings))
         ways = (settings.overlap, settings.flat_selection, settings.multi_label)
         return cls(thresholds, pipe.model.config.temperature, *ways)
 
     def scores(self, scored: ScoredExamples) -> FloatArray:
-        """The scores [S, L + 1] of every candidate's labels."""
+        """Returns float64 [S, L + 1]: the scores of every candidate's labels."""
         return label_scores(scored.label_logits, self.temperature, self.multi_label)
 
     def select(self, scored: ScoredExamples, scores: FloatArray) -> tuple[IntArray, IntArray]:
-        """The selected candidates and their labels, [K] each, of the `scores` that this decoder gives."""
+        """Returns the selected candidates and their labels, [K] each, given the `scores` of this decoder."""
         span, label, _ = select_spans(
             scored.start,
             scored.end,
@@ -142,7 +140,7 @@ class Decoder:
 def evaluate(
     pipe: DecodNERPipeline, examples: Sequence[Example], *, context: Context | None = None, **choices: Any
 ) -> dict[str, Any]:
-    """Returns the figures of `span_scores`, and the coverage, of a pipeline on labelled examples.
+    """Evaluates a pipeline on labelled examples; returns the figures of `span_scores` and the coverage.
 
     Args:
         pipe: the pipeline.
@@ -171,8 +169,9 @@ def score_examples(
     Args:
         pipe: the pipeline.
         examples: B examples. Without candidate_labels the model's own are asked for, or the examples' if it has none.
-        context: what of its document each is read with; candidates stay within sentences. None: every example alone.
-        progress: called with the number of examples done, again and again.
+        context: how much of its document each is read with; candidates stay within sentences. None: every example
+            alone.
+        progress: called after every passage with the number of its examples.
         **choices: keyword arguments of a call to the pipeline (candidate_labels, max_span_words).
 
     Raises:
@@ -184,10 +183,10 @@ def score_examples(
     if settings.candidate_labels is None and not pipe.model.config.labels:
         settings = replace(settings, candidate_labels=labels_of(examples))
     labels = [name for name, _ in pipe.labels_for(settings.candidate_labels)]
-    strangers = sorted(set(labels_of(examples)) - set(labels))
-    if strangers:
+    unknown = sorted(set(labels_of(examples)) - set(labels))
+    if unknown:
         raise ValueError(
-            f"the examples have labels {strangers}, but {labels} are asked for: give a label map that says what each "
+            f"the examples have labels {unknown}, but {labels} are asked for: give a label map that says what each "
             "gold label is called, or name candidate_labels."
         )
     gold = SpanTable.from_lists([example.character_entities for example in examples], labels)
@@ -252,40 +251,36 @@ def _prepare(pipe: DecodNERPipeline, passages: Sequence[Passage], settings: Sett
         for passage in passages
     ]  # fmt: skip
     return [
-        prepared if passage.is_one else _within_members(prepared, passage)
+        _own_candidates(prepared, passage)
         for passage, prepared in zip(passages, pipe.preprocess(inputs, settings), strict=True)
     ]
 
 
-def _within_members(prepared: Prepared, passage: Passage) -> Prepared:
-    windows = []
-    for window in prepared.windows:
-        spans = window.candidates
-        windows.append(replace(window, candidates=spans.select(passage.within_members(spans.start, spans.end))))
+def _own_candidates(prepared: Prepared, passage: Passage) -> Prepared:
+    """Keeps the candidates that lie within one of the passage's members."""
+    windows = [replace(w, candidates=passage.own_candidates(w.candidates)) for w in prepared.windows]
     return replace(prepared, windows=windows)
 
 
 def _columns(passage: Passage, start: IntArray, end: IntArray) -> tuple[IntArray, IntArray, IntArray]:
-    """Example, start and end of candidates, counted in their own example."""
+    """Returns example, start and end of candidates, offsets counted within their example."""
     member = passage.member_of(start)
     shift = np.array(passage.character_bounds, np.int64)[member, 0]
     return np.array(passage.members, np.int64)[member], start - shift, end - shift
 
 
 def _coverage(example: Example, prepared: Prepared, max_span_words: int) -> IntArray:
-    """How many gold spans of an example are of each of `COVERAGE_KINDS`."""
-    gold = np.array([entity[:2] for entity in example.character_entities], np.int64).reshape(-1, 2)
-    spans = [np.stack([window.candidates.start, window.candidates.end], axis=1) for window in prepared.windows]
-    covered = found(gold, np.concatenate(spans))
-    word_starts, word_ends = prepared.document.word_starts, prepared.document.word_ends
-    first, last = np.searchsorted(word_starts, gold[:, 0]), np.searchsorted(word_ends, gold[:, 1])
-    on_words = np.isin(gold[:, 0], word_starts) & np.isin(gold[:, 1], word_ends)
-    wide = on_words & (last + 1 - first > max_span_words)
-    kinds = (covered, ~covered & wide, ~covered & ~on_words, ~covered & on_words & ~wide)
-    return np.array([kind.sum() for kind in kinds], np.int64)
+    """Returns int64 [4]: how many gold spans of an example are of each of `COVERAGE_KINDS`."""
+    gold = bounds_of_entities(example)
+    bounds = [np.stack([window.candidates.start, window.candidates.end], axis=1) for window in prepared.windows]
+    is_candidate = indices_among(gold, np.concatenate(bounds)) >= 0
+    document = prepared.document
+    kinds = coverage_kinds(gold, is_candidate, document.word_starts, document.word_ends, max_span_words)
+    return np.bincount(kinds, minlength=len(COVERAGE_KINDS))
 
 
 def _documents(examples: Sequence[Example]) -> IntArray:
+    """Returns int64 [B]: the number of each example's document."""
     keys = [
         (index, "") if example.document is None else (-1, example.document) for index, example in enumerate(examples)
     ]

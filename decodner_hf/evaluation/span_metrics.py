@@ -1,4 +1,4 @@
-"""Compares predicted spans with gold spans: precision, recall, F1, their uncertainty, and what was mistaken for what.
+"""Compares predicted spans with gold spans: precision, recall and F1 with a bootstrap interval, confusion counts.
 
 In: labelled spans of many examples, as `SpanTable`. Out: plain dicts and arrays.
 A prediction is correct if start, end and label are all equal. Sets count: a span given twice counts once.
@@ -10,11 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-IntArray = NDArray[np.int64]
-BoolArray = NDArray[np.bool_]
-FloatArray = NDArray[np.float64]
+from ..core.arrays import BoolArray, FloatArray, IntArray
 
 CONFIDENCE = 0.95
 RESAMPLES_AT_ONCE = 100
@@ -41,7 +38,7 @@ class SpanTable:
 
     @classmethod
     def of(cls, example: IntArray, start: IntArray, end: IntArray, label: IntArray, num_examples: int) -> "SpanTable":
-        """Sorts the spans and drops repetitions."""
+        """Sorts the spans and drops duplicates."""
         rows = np.unique(np.stack([example, start, end, label], axis=1).reshape(-1, 4), axis=0)
         return cls(rows[:, 0], rows[:, 1], rows[:, 2], rows[:, 3], num_examples)
 
@@ -54,9 +51,9 @@ class SpanTable:
         """
         index = {label: number for number, label in enumerate(labels)}
         rows = [(number, *entity) for number, example in enumerate(entities) for entity in example]
-        strangers = sorted({str(label) for *_, label in rows} - set(index))
-        if strangers:
-            raise ValueError(f"the entities have labels {strangers}, which are not among {list(labels)}.")
+        unknown = sorted({str(label) for *_, label in rows} - set(index))
+        if unknown:
+            raise ValueError(f"the entities have labels {unknown}, which are not among {list(labels)}.")
         numbers = np.array([(number, start, end, index[label]) for number, start, end, label in rows], np.int64)
         table = numbers.reshape(-1, 4)
         return cls.of(table[:, 0], table[:, 1], table[:, 2], table[:, 3], len(entities))
@@ -78,7 +75,7 @@ class SpanTable:
 
 
 def row_numbers(rows: IntArray) -> IntArray:
-    """[K]: a number for each row [K, C] of integers from 0, the same for equal rows and no others."""
+    """Returns int64 [K]: a number for each row [K, C] of integers from 0, the same for equal rows and no others."""
     numbers = np.zeros(len(rows), np.int64)
     for column in rows.T:
         size = int(column.max(initial=0)) + 1
@@ -90,13 +87,13 @@ def row_numbers(rows: IntArray) -> IntArray:
 
 
 def found(rows: IntArray, among: IntArray) -> BoolArray:
-    """[K]: which of the rows [K, C] of integers from 0 occur in `among` [M, C]."""
+    """Returns bool [K]: which of the rows [K, C] of integers from 0 occur in `among` [M, C]."""
     numbers = row_numbers(np.concatenate([rows, among]))
     return np.isin(numbers[: len(rows)], numbers[len(rows) :])
 
 
 def precision_recall_f1(correct: Any, predicted: Any, gold: Any) -> FloatArray:
-    """Returns [..., 3] of counts that broadcast; 0 where a quotient has no denominator."""
+    """Returns float64 [..., 3] of counts that broadcast; a quotient without a denominator is 0."""
     hits, proposed, wanted = (np.asarray(count, np.float64) for count in (correct, predicted, gold))
     parts = ((hits, proposed), (hits, wanted), (2.0 * hits, proposed + wanted))
     return np.stack([top / np.maximum(bottom, 1.0) for top, bottom in parts], axis=-1)
@@ -117,7 +114,7 @@ def span_scores(
         gold: the gold spans.
         predicted: the predicted ones, of the same examples.
         labels: names of the label indices.
-        units: int64 [B], what the bootstrap draws: each example's document, say; by default each example is one.
+        units: int64 [B], what the bootstrap draws, each example's document for instance; by default each example.
         resamples: number of bootstrap resamples; 0 for no interval.
         seed: of the bootstrap.
 
@@ -157,7 +154,7 @@ def span_scores(
 
 
 def bootstrap_interval(tallies: IntArray, units: IntArray | None, resamples: int, seed: int) -> list[float]:
-    """The percentile interval of micro F1, examples (or whole units of them) drawn with replacement.
+    """Returns the percentile interval of micro F1, drawing examples (or whole units of them) with replacement.
 
     Args:
         tallies: int64 [3, B], correct, predicted and gold spans of each example.
@@ -199,6 +196,6 @@ def confusion(gold: SpanTable, predicted: SpanTable, num_labels: int) -> IntArra
 
 
 def _rank_in_span(rows: IntArray) -> IntArray:
-    """[K]: each row's number among the sorted rows [K, 4] of the same span."""
+    """Returns int64 [K]: each row's number among the sorted rows [K, 4] of the same span."""
     first = np.flatnonzero(np.append(True, (rows[1:, :3] != rows[:-1, :3]).any(axis=1))[: len(rows)])
     return np.arange(len(rows)) - np.repeat(first, np.diff(np.append(first, len(rows))))

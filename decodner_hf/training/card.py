@@ -1,6 +1,6 @@
-"""What a trained model's card says of its training: data, licences, metrics, settings.
+"""Writes the part of a trained model's card on its training: data, licences, metrics, settings.
 
-In: the model's configuration and a `TrainingRecord`. Out: README.md, and training.json beside it for programs.
+In: the model's configuration and a `TrainingRecord`. Out: README.md, and the same as training.json for programs.
 Knows nothing of tensors or of how training works.
 """
 
@@ -8,7 +8,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard
 from huggingface_hub.repocard_data import eval_results_to_model_index
@@ -16,7 +15,7 @@ from huggingface_hub.repocard_data import eval_results_to_model_index
 from ..core.configuration import DecodNERConfig
 from ..core.hub import write_model_card
 from ..evaluation.markdown import markdown_table
-from .documents import TrainingSource
+from .sources import TrainingSource
 
 
 @dataclass(frozen=True)
@@ -25,10 +24,10 @@ class TrainingRecord:
 
     Attributes:
         sources: what it was trained on.
-        dropped: per source the examples left out because they overlap an evaluation set.
+        dropped: per source the number of examples left out because they overlap an evaluation set.
         metrics: span precision, recall and F1 on the dev examples, from 0 to 1; empty without any.
-        dev: where those came from.
-        dev_split: and of which split.
+        dev: name of the dev examples; None without any.
+        dev_split: the split they are.
         settings: the options that matter.
         licence: of the model.
     """
@@ -38,7 +37,7 @@ class TrainingRecord:
     metrics: Mapping[str, float]
     dev: str | None
     dev_split: str
-    settings: Mapping[str, Any]
+    settings: Mapping[str, object]
     licence: str | None
 
 
@@ -51,9 +50,10 @@ def write_training_card(config: DecodNERConfig, directory: Path, record: Trainin
     if record.licence:
         card.data.license = record.licence
     if record.metrics and record.dev:
-        name = Path(record.dev).name
         results = [
-            EvalResult("token-classification", name, name, metric, round(value, 4), dataset_split=record.dev_split)
+            EvalResult(
+                "token-classification", record.dev, record.dev, metric, round(value, 4), dataset_split=record.dev_split
+            )
             for metric, value in record.metrics.items()
         ]
         card.data["model-index"] = eval_results_to_model_index(directory.resolve().name, results)
@@ -85,7 +85,7 @@ def _metrics(record: TrainingRecord) -> list[str]:
     if not record.metrics:
         return []
     values = ", ".join(f"{name} {100 * value:.1f}" for name, value in record.metrics.items())
-    return ["## Exact spans on the dev examples", "", f"{Path(record.dev or '').name}: {values}.", ""]
+    return ["## Exact spans on the dev examples", "", f"{record.dev}: {values}.", ""]
 
 
 def _settings(record: TrainingRecord) -> list[str]:

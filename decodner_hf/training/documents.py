@@ -1,64 +1,86 @@
-"""Encodes labelled examples for training: the product's own candidate spans, each with its gold label.
+"""Encodes labelled examples for training: the pipeline's own candidate spans, each with its gold label.
 
-In: sources of `Example`s and a tokenizer. Out: `EncodedSources`, with a count of what could not be used.
-Only gold spans, and a few spans that surely are none, carry a label where an example is labelled in part.
-Knows nothing of prompts, rows or models.
+In: `TrainingSource`s and a tokenizer. Out: `EncodedSources`, with the coverage of each source: how many gold spans are
+candidates, and what became of the others. In a partially labelled example only gold spans, and a few spans that
+surely are none, carry a label. Knows nothing of prompts, rows or models.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
-from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase
 
+from ..core.arrays import IntArray
 from ..core.forest import SpanPaths, build_forest
 from ..core.label_head import UNLABELLED
 from ..core.prompting import PromptTemplate
 from ..core.spans import EncodedDocument, NoWindowError, encode_documents, split_into_windows
 from ..data.document_context import Context, Passage, passages_of
 from ..data.examples import Example, labels_of
-from .coverage import Coverage
+from ..data.gold_spans import COVERAGE_KINDS, bounds_of_entities, coverage_kinds, indices_among
+from .sources import TrainingSource
 
-IntArray = NDArray[np.int64]
 NONE = 0  # gold codes: 0 is no entity, t + 1 the type number t
-SHOWN = 60  # characters of an example in messages
-AT_ONCE = 512  # examples
-SURE_NEGATIVES = 8  # per gold span of an example that is labelled in part
+SHOWN_CHARACTERS = 60  # of an example in messages
+CHUNK_EXAMPLES = 512
+SURE_NEGATIVES = 8  # per gold span of a partially labelled example
 
 
 @dataclass(frozen=True)
-class TrainingSource:
-    """Examples that are labelled by one scheme.
+class Coverage:
+    """What became of the examples of a source and of their gold spans.
 
     Attributes:
-        name: for reports and the model card.
-        examples: what to train on.
-        labels: the types that the scheme knows, which is what its examples may be asked for; those that occur if ().
-        repeat: how often an epoch shows each example; 0.5 is a random half, anew in every epoch.
-        licence: of the data, for the model card.
-        context: what of its document an example is read with; each is read alone if None.
+        examples: number of examples read.
+        gold: number of gold spans.
+        kinds: gold spans by `COVERAGE_KINDS`; those of skipped examples are in none.
+        relabelled: candidates that are labelled twice; the first label counts.
+        wide_by_label: how many gold spans are wider than the limit, by label.
+        skipped: examples that are left out because no window holds the document that they are read in.
+        skipped_gold: gold spans of these.
+        skip_reason: why the first of them is left out.
     """
 
-    name: str
-    examples: Sequence[Example]
-    labels: tuple[str, ...] = ()
-    repeat: float = 1.0
-    licence: str | None = None
-    context: Context | None = None
+    examples: int = 0
+    gold: int = 0
+    kinds: Counter[str] = field(default_factory=Counter)
+    relabelled: int = 0
+    wide_by_label: Counter[str] = field(default_factory=Counter)
+    skipped: int = 0
+    skipped_gold: int = 0
+    skip_reason: str = ""
 
-    def __post_init__(self) -> None:
-        """Checks that there is something to train on."""
-        if not self.examples:
-            raise ValueError(f"the source {self.name!r} has no examples.")
-        if not self.repeat > 0:
-            raise ValueError(f"repeat of the source {self.name!r} must be greater than 0, not {self.repeat!r}.")
-        if not self.labels:
-            object.__setattr__(self, "labels", tuple(labels_of(self.examples)))
-        if not self.labels:
-            raise ValueError(f"no example of the source {self.name!r} has an entity, and no labels were named for it.")
+    def __add__(self, other: "Coverage") -> "Coverage":
+        """Returns the counts of both."""
+        return Coverage(
+            examples=self.examples + other.examples,
+            gold=self.gold + other.gold,
+            kinds=self.kinds + other.kinds,
+            relabelled=self.relabelled + other.relabelled,
+            wide_by_label=self.wide_by_label + other.wide_by_label,
+            skipped=self.skipped + other.skipped,
+            skipped_gold=self.skipped_gold + other.skipped_gold,
+            skip_reason=self.skip_reason or other.skip_reason,
+        )
+
+    def report(self) -> str:
+        """Returns one line for people."""
+        share = 100 * self.kinds["candidate"] / self.gold if self.gold else 100.0
+        text = f"{self.examples:,} examples, {self.gold:,} gold spans, {share:.2f}% of them candidates"
+        parts = {kind.replace("_", " "): self.kinds[kind] for kind in COVERAGE_KINDS[1:]}
+        parts["labelled twice (first label taken)"] = self.relabelled
+        text += "".join(f"; {count:,} {what}" for what, count in parts.items() if count)
+        if self.wide_by_label:
+            text += f" (widest by label: {', '.join(f'{n} {c}' for n, c in self.wide_by_label.most_common(3))})"
+        if self.skipped:
+            text += (
+                f"; {self.skipped:,} examples with {self.skipped_gold:,} gold spans left out, which no window holds"
+            )
+            text += f" ({self.skip_reason})"
+        return text
 
 
 @dataclass(frozen=True)
@@ -123,8 +145,8 @@ def encode_sources(
         template: the prompt's parts around a document.
         max_span_words: longest candidate.
         types: all types in their order; those of the sources if None.
-        max_tokens: cut documents into windows that fit this with their longest span; those that no window holds, for
-            an overlong word, say, are left out.
+        max_tokens: documents are cut into windows that fit this with their longest span; those that no window holds,
+            because of an overlong word for instance, are left out.
         cue_tokens: tokens of the answer cue, for the number of nodes.
         seed: of the choice of sure negatives.
         workers: processes that encode; 0 for this one alone. The result is the same for any number.
@@ -143,18 +165,16 @@ def encode_sources(
                 f"the source {source.name!r} has labels {missing[:10]} that are not asked for; the labels are "
                 f"{list(names)[:20]}: map or leave out labels with a label map."
             )
-    encoder = _Encoder(tokenizer, template, max_span_words, max_tokens, cue_tokens, numbers)
-    chunks = _Chunks(sources, encoder, seed)
+    chunks = _Chunks(sources, _Encoder(tokenizer, template, max_span_words, max_tokens, cue_tokens, numbers), seed)
     documents: list[TrainingDocument] = []
     coverage = [Coverage() for _ in sources]
-    for (index, _), outcome in zip(
-        chunks.places, DataLoader(chunks, batch_size=None, num_workers=workers), strict=True
-    ):
+    loader = DataLoader(chunks, batch_size=None, num_workers=workers)
+    for (index, _), outcome in zip(chunks.places, loader, strict=True):
         if isinstance(outcome, ValueError):
             raise outcome
         encoded, counts = outcome
         documents += encoded
-        coverage[index].add(counts)
+        coverage[index] += counts
     if not documents:
         raise ValueError(_nothing_left(sources, coverage))
     inventories = tuple(np.array([numbers[label] for label in source.labels], np.int64) for source in sources)
@@ -162,26 +182,18 @@ def encode_sources(
 
 
 def _nothing_left(sources: Sequence[TrainingSource], coverage: Sequence[Coverage]) -> str:
-    """Why there is no document to train on."""
+    """Says why there is no document to train on."""
     for source, counts in zip(sources, coverage, strict=True):
-        if counts.reason:
-            return f"the source {source.name!r}: {counts.reason}"
+        if counts.skip_reason:
+            return f"the source {source.name!r}: {counts.skip_reason}"
     return (
         f"no example of the sources {[source.name for source in sources]} can be trained on: give some whose text is "
         "not blank, and of those that are labelled in part some with entities."
     )
 
 
-def _alike(examples: Sequence[Example]) -> Iterator[list[Example]]:
-    """Texts and lists of words apart, each in order."""
-    for kind in (str, list):
-        chosen = [example for example in examples if isinstance(example.content, kind)]
-        if chosen:
-            yield chosen
-
-
 class _Chunks(Dataset[tuple[list["TrainingDocument"], Coverage] | ValueError]):
-    """Some hundred examples of a source at a time, encoded: what one worker does at once.
+    """Encodes a few hundred examples of a source at a time: what one worker does at once.
 
     An error is returned: raised in a worker it would come with a traceback for a message.
 
@@ -194,7 +206,7 @@ class _Chunks(Dataset[tuple[list["TrainingDocument"], Coverage] | ValueError]):
         self.places = [
             (number, start)
             for number, source in enumerate(sources)
-            for start in range(0, len(source.examples), AT_ONCE)
+            for start in range(0, len(source.examples), CHUNK_EXAMPLES)
         ]
 
     def __len__(self) -> int:
@@ -203,8 +215,9 @@ class _Chunks(Dataset[tuple[list["TrainingDocument"], Coverage] | ValueError]):
     def __getitem__(self, index: int) -> tuple[list[TrainingDocument], Coverage] | ValueError:
         number, start = self.places[index]
         source, generator = self.sources[number], np.random.default_rng([self.seed, number, start])
+        examples = source.examples[start : start + CHUNK_EXAMPLES]
         try:
-            return self.encoder.encode(source.examples[start : start + AT_ONCE], number, source.context, generator)
+            return self.encoder.encode(examples, number, source.context, generator)
         except ValueError as error:
             return ValueError(f"the source {source.name!r}: {error}")
 
@@ -218,107 +231,123 @@ class _Encoder:
     max_span_words: int
     max_tokens: int | None
     cue_tokens: int
-    numbers: dict[str, int]
+    numbers: Mapping[str, int]
 
     def encode(
         self, examples: Sequence[Example], source: int, context: Context | None, generator: np.random.Generator
     ) -> tuple[list[TrainingDocument], Coverage]:
-        counts = Coverage()
+        coverage = Coverage()
         documents: list[TrainingDocument] = []
-        for kind in _alike(examples):
-            documents += self._documents(passages_of(kind, context), source, counts, generator)
-        return _counted(documents, self.cue_tokens), counts
+        for passages in _by_content(examples, context):
+            for passage, document in zip(passages, self._encoded(passages), strict=True):
+                try:
+                    windows = self._windows(document)
+                except NoWindowError as error:
+                    coverage += _skipped(passage, document, error)
+                    continue
+                gold, counts = self._gold(passage, document)
+                coverage += counts
+                documents += self._documents(windows, gold, source, passage.example.partial, generator)
+        return _with_sizes(documents, self.cue_tokens), coverage
 
-    def _documents(
-        self, passages: Sequence[Passage], source: int, counts: Coverage, generator: np.random.Generator
-    ) -> list[TrainingDocument]:
-        contents: Any = [passage.example.content for passage in passages]
+    def _encoded(self, passages: Sequence[Passage]) -> list[EncodedDocument]:
+        """Encodes passages; of their candidates those stay that lie within one member."""
+        texts = [p.example.content for p in passages if isinstance(p.example.content, str)]
+        words = [p.example.content for p in passages if isinstance(p.example.content, list)]
         encoded = encode_documents(
-            contents,
+            texts or words,
             self.tokenizer,
             self.template,
             max_span_words=self.max_span_words,
-            is_split_into_words=isinstance(contents[0], list),
+            is_split_into_words=bool(words),
         )
-        documents = []
-        for passage, document in zip(passages, encoded, strict=True):
-            inside = _within(passage, document)
-            try:
-                windows = self._windows(inside)
-            except NoWindowError as error:
-                reason = f"the example {document.text[:SHOWN]!r}: {error}"
-                counts.leave_out(len(passage.members), len(passage.example.entities), reason)
-                continue
-            gold = self._gold(passage, inside, counts)
-            for window in windows:
-                codes = self._codes(gold, window, generator if passage.example.partial else None)
-                if len(codes) and (codes != UNLABELLED).any():
-                    found = np.unique(codes[codes > NONE]) - 1
-                    chain, paths = window.chain_token_ids, window.candidates.paths
-                    documents.append(TrainingDocument(chain, paths, codes, found, 0, source, passage.example.partial))
-        return documents
+        return [
+            replace(document, candidates=passage.own_candidates(document.candidates))
+            for passage, document in zip(passages, encoded, strict=True)
+        ]
 
     def _windows(self, document: EncodedDocument) -> list[EncodedDocument]:
         if self.max_tokens is None:
             return [document]
         return split_into_windows(document, self.max_tokens, self.tokenizer, self.template)
 
-    def _gold(self, passage: Passage, document: EncodedDocument, counts: Coverage) -> dict[tuple[int, int], int]:
-        """Type number of each labelled span that is a candidate; the others are counted."""
-        spans = document.candidates
-        known = set(zip(spans.start.tolist(), spans.end.tolist(), strict=True))
-        gold: dict[tuple[int, int], int] = {}
-        counts.examples += len(passage.members)
-        for start, end, label in passage.example.character_entities:
-            counts.gold += 1
-            words = int(((document.word_starts < end) & (document.word_ends > start)).sum())
-            if (start, end) not in known:
-                if words > self.max_span_words:
-                    counts.wider += 1
-                    counts.wide_by_label[label] += 1
-                else:
-                    counts.off_words += 1
-            elif gold.setdefault((start, end), self.numbers[label]) != self.numbers[label]:
-                counts.relabelled += 1
-        return gold
+    def _gold(self, passage: Passage, document: EncodedDocument) -> tuple[dict[tuple[int, int], int], Coverage]:
+        """Returns the type number of each gold span that is a candidate, and the coverage of all."""
+        example = passage.example
+        gold = bounds_of_entities(example)
+        is_candidate = indices_among(gold, _bounds(document)) >= 0
+        kinds = coverage_kinds(gold, is_candidate, document.word_starts, document.word_ends, self.max_span_words)
+        labels = [label for *_, label in example.entities]
+        found: dict[tuple[int, int], int] = {}
+        relabelled = 0
+        for (start, end), label, known in zip(gold.tolist(), labels, is_candidate.tolist(), strict=True):
+            if known and found.setdefault((start, end), self.numbers[label]) != self.numbers[label]:
+                relabelled += 1
+        named = [COVERAGE_KINDS[kind] for kind in kinds.tolist()]
+        wide = (label for label, kind in zip(labels, named, strict=True) if kind == "wider_than_limit")
+        return found, Coverage(len(passage.members), len(gold), Counter(named), relabelled, Counter(wide))
 
-    def _codes(
-        self, gold: dict[tuple[int, int], int], window: EncodedDocument, partial: np.random.Generator | None
-    ) -> IntArray:
-        """int64 [S]: the gold code of each of the window's candidates; `partial` draws the sure negatives."""
-        spans = window.candidates
-        codes = np.full(spans.num_spans, NONE if partial is None else UNLABELLED)
-        stride = len(window.text) + 1
-        keys = spans.start * stride + spans.end
-        order = np.argsort(keys)
-        wanted = np.array([start * stride + end for start, end in gold], np.int64)
-        places = np.searchsorted(keys, wanted, sorter=order).clip(max=max(0, len(keys) - 1))
-        held = keys[order[places]] == wanted if len(keys) else np.zeros(len(wanted), bool)
-        labelled = order[places[held]]
-        codes[labelled] = np.fromiter(gold.values(), np.int64, len(gold))[held] + 1
-        if partial is not None:
-            codes[_sure_negatives(window, labelled, partial)] = NONE
-        return codes
+    def _documents(
+        self,
+        windows: Sequence[EncodedDocument],
+        gold: Mapping[tuple[int, int], int],
+        source: int,
+        partial: bool,
+        generator: np.random.Generator,
+    ) -> Iterator[TrainingDocument]:
+        """Yields the windows in which some candidate has a label."""
+        for window in windows:
+            codes = _gold_codes(gold, window, generator if partial else None)
+            if (codes != UNLABELLED).any():
+                types = np.unique(codes[codes > NONE]) - 1
+                yield TrainingDocument(
+                    window.chain_token_ids, window.candidates.paths, codes, types, 0, source, partial
+                )
+
+
+def _by_content(examples: Sequence[Example], context: Context | None) -> Iterator[list[Passage]]:
+    """Yields the passages of texts, then those of lists of words, each in order."""
+    for kind in (str, list):
+        chosen = [example for example in examples if isinstance(example.content, kind)]
+        if chosen:
+            yield passages_of(chosen, context)
+
+
+def _skipped(passage: Passage, document: EncodedDocument, error: NoWindowError) -> Coverage:
+    """Counts the examples of a document that no window holds."""
+    examples, gold = len(passage.members), len(passage.example.entities)
+    reason = f"the example {document.text[:SHOWN_CHARACTERS]!r}: {error}"
+    return Coverage(examples=examples, gold=gold, skipped=examples, skipped_gold=gold, skip_reason=reason)
+
+
+def _bounds(document: EncodedDocument) -> IntArray:
+    """Returns int64 [S, 2]: start and end of its candidates."""
+    return np.stack([document.candidates.start, document.candidates.end], axis=1)
+
+
+def _gold_codes(
+    gold: Mapping[tuple[int, int], int], window: EncodedDocument, partial: np.random.Generator | None
+) -> IntArray:
+    """Returns int64 [S]: the gold code of each of the window's candidates; `partial` draws the sure negatives."""
+    codes = np.full(window.candidates.num_spans, NONE if partial is None else UNLABELLED)
+    places = indices_among(np.array(list(gold), np.int64).reshape(-1, 2), _bounds(window))
+    labelled = places[places >= 0]
+    codes[labelled] = np.fromiter(gold.values(), np.int64, len(gold))[places >= 0] + 1
+    if partial is not None:
+        codes[_sure_negatives(window, labelled, partial)] = NONE
+    return codes
 
 
 def _sure_negatives(window: EncodedDocument, labelled: IntArray, generator: np.random.Generator) -> IntArray:
-    """Some candidates that overlap a labelled one without being one: of one name, one reading is right."""
+    """Draws candidates that overlap a labelled one without being one: of one name, one reading is right."""
     start, end = window.candidates.start, window.candidates.end
     overlap = (start[:, None] < end[labelled]) & (start[labelled] < end[:, None])
     near = np.setdiff1d(np.flatnonzero(overlap.any(axis=1)), labelled)
     return generator.permutation(near)[: SURE_NEGATIVES * len(labelled)]
 
 
-def _within(passage: Passage, document: EncodedDocument) -> EncodedDocument:
-    """The document with the candidates that lie within one of the passage's members."""
-    if passage.is_one:
-        return document
-    spans = document.candidates
-    return replace(document, candidates=spans.select(passage.within_members(spans.start, spans.end)))
-
-
-def _counted(documents: Sequence[TrainingDocument], cue_tokens: int) -> list[TrainingDocument]:
-    """The documents with their exact number of nodes."""
+def _with_sizes(documents: Sequence[TrainingDocument], cue_tokens: int) -> list[TrainingDocument]:
+    """Returns the documents with their exact number of nodes."""
     forest = build_forest(
         [d.chain_token_ids for d in documents], [d.paths for d in documents], cue_token_ids=[0] * cue_tokens
     )

@@ -1,10 +1,10 @@
-"""The model that training starts from: labels, adapters, precision and what else the command line asks for.
+"""Loads the model that training starts from: its labels, adapters and precision.
 
-In: command-line options and the plan. Out: a `DecodNERForSpanClassification` that can be trained.
+In: `TrainingOptions` and the labels. Out: a `DecodNERForSpanClassification` that can be trained.
 Knows nothing of examples or rows.
 """
 
-import argparse
+from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any
 
@@ -13,19 +13,28 @@ import torch
 from ..core.label_head import decoder_layers
 from ..core.modeling import DecodNERForSpanClassification
 from ..evaluation.calibration import uncalibrated
-from .sources import TrainingPlan
+from .options import TrainingOptions
 
 
-def load_model(options: argparse.Namespace, plan: TrainingPlan) -> Any:
-    """The decoder with the run's labels, adapters on it where asked for."""
+def load_model(options: TrainingOptions, labels: Mapping[str, str | None] | None) -> DecodNERForSpanClassification:
+    """Loads the decoder with the run's labels, and puts adapters on it where asked for.
+
+    Args:
+        options: of the run.
+        labels: fixed labels with their descriptions; None for open types.
+
+    Raises:
+        ValueError: a model that holds adapters already, or one whose 4-bit layers pass no gradient on.
+        ImportError: PEFT is needed and not installed.
+    """
     adapted = options.lora_rank is not None
     settings: dict[str, Any] = {"dtype": torch.bfloat16 if adapted else torch.float32}
-    settings |= uncalibrated()  # what it had was for the weights before
+    settings |= uncalibrated()  # the calibration was fitted to the old weights
     if options.max_span_words is not None:
         settings["max_span_words"] = options.max_span_words
-    if plan.labels is not None:
-        settings |= {"entity_labels": list(plan.labels)}
-        settings["label_descriptions"] = {name: text for name, text in plan.labels.items() if text is not None}
+    if labels is not None:
+        settings |= {"entity_labels": list(labels)}
+        settings["label_descriptions"] = {name: text for name, text in labels.items() if text is not None}
     if options.answer_cue is not None:
         settings["prompt"] = {"answer_cue": options.answer_cue}
     if options.load_in_4bit:
@@ -34,24 +43,24 @@ def load_model(options: argparse.Namespace, plan: TrainingPlan) -> Any:
         settings["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
         )
-    model = DecodNERForSpanClassification.from_pretrained(options.model, **settings)
+    model: DecodNERForSpanClassification = DecodNERForSpanClassification.from_pretrained(options.model, **settings)
     if getattr(model.backbone, "_hf_peft_config_loaded", False):
         raise ValueError(
             f"{options.model} holds adapters on {model.backbone.name_or_path}: train that one, or a copy of it into "
             "which PEFT has merged them."
         )
     check_gradients(model)
-    if adapted:
+    if options.lora_rank is not None:
         add_lora(model, options.lora_rank)
     if options.gradient_checkpointing:
         recompute_layers(model)
     if options.compile:
-        compile_beside_attention(model)
+        compile_all_but_attention(model)
     return model
 
 
 def check_gradients(model: torch.nn.Module) -> None:
-    """Refuses 4-bit layers in the layout of bitsandbytes' CPU kernels, which pass no gradient on and say nothing.
+    """Refuses 4-bit layers in the layout of bitsandbytes' CPU kernels, which silently pass no gradient on.
 
     Raises:
         ValueError: there are such layers.
@@ -60,35 +69,35 @@ def check_gradients(model: torch.nn.Module) -> None:
         quantized = getattr(getattr(module, "weight", None), "quant_state", None)
         if getattr(quantized, "packing_format_for_cpu", False):
             raise ValueError(
-                "bitsandbytes computes 4-bit layers without their gradient on this CPU: train on a GPU, or leave "
-                "--load-in-4bit out."
+                "bitsandbytes computes 4-bit layers without their gradient on this CPU: train on a GPU, or without "
+                "load_in_4bit."
             )
 
 
-def recompute_layers(model: Any) -> None:
-    """Keeps the inputs of decoder layers alone and computes the layers again where their gradient is taken."""
+def recompute_layers(model: DecodNERForSpanClassification) -> None:
+    """Keeps only the inputs of decoder layers and recomputes the layers in the backward pass."""
     if hasattr(model, "activation_checkpointing_enable"):
         model.activation_checkpointing_enable()
     else:  # its name in older transformers
         model.gradient_checkpointing_enable()
 
 
-def compile_beside_attention(model: Any) -> None:
-    """Compiles what stands beside attention in every decoder layer, one graph for all sizes: norms and MLPs."""
+def compile_all_but_attention(model: DecodNERForSpanClassification) -> None:
+    """Compiles norms and MLPs of every decoder layer, one graph for all sizes."""
     for layer in decoder_layers(model.backbone):
         for part in layer.children():
             if not hasattr(part, "layer_idx"):  # attention finds its own compiled kernel
                 part.compile(dynamic=True)
 
 
-def add_lora(model: Any, rank: int) -> None:
+def add_lora(model: DecodNERForSpanClassification, rank: int) -> None:
     """Puts LoRA adapters on all linear layers of the decoder; only they are trained, in float32.
 
     Raises:
         ImportError: PEFT is not installed.
     """
     if find_spec("peft") is None:
-        raise ImportError('--lora-rank needs PEFT: pip install "decodner-hf[peft]", or pip install peft.')
+        raise ImportError('lora_rank needs PEFT: pip install "decodner-hf[peft]", or pip install peft.')
     from peft import LoraConfig
 
     model.add_adapter(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM"))

@@ -1,36 +1,36 @@
 """Packs encoded examples and their prompts into rows of one length, which is all that training sees.
 
-In: encoded sources, and the labels or the drawing of labels. Out: `PackedRows`, a map-style data set of every row of
-every epoch: row r is a function of the seed and r alone, so that training can go on anywhere, in any worker.
+In: encoded sources, and a prompt or what draws prompts. Out: `PackedRows`, a map-style data set of every row of every
+epoch: row r is a function of the seed and r alone, so that training can continue anywhere, in any worker.
 Positions, structure and symbols stay numpy arrays: they are needed on the host, and loaders then leave them there.
 Knows nothing of models or devices.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from ..core.arrays import ramp_of
+from ..core.arrays import IndexArray, IntArray, ramp_of
 from ..core.forest import TokenForest, build_forest
 from ..core.label_head import UNLABELLED
 from ..core.scoring import EncodedPrompt
+from ..core.validation import check_count
 from .documents import EncodedSources, TrainingDocument
-from .prompts import OpenPrompter, Questions
+from .prompts import AskedTypes, OpenPrompter
 
-IntArray = NDArray[np.int64]
 SPANS_MULTIPLE = 1024  # spans of a row are padded to a multiple of this
 
-HOST = ("position_ids", "subtree_end", "symbol_token_ids")  # numpy arrays, see above
+Row: TypeAlias = dict[str, torch.Tensor | IndexArray]
+HOST_ARRAYS = ("position_ids", "subtree_end", "symbol_token_ids")  # numpy arrays, see above
 
 
 @dataclass(frozen=True)
-class RowPlan:
-    """Which examples share a row.
+class RowLayout:
+    """Says which examples share a row.
 
     Attributes:
         order: int64 [E], document numbers, epoch after epoch.
@@ -45,7 +45,7 @@ class RowPlan:
     left_out: int
 
 
-class PackedRows(Dataset[dict[str, Any]]):
+class PackedRows(Dataset[Row]):
     """All rows of a training run, in order.
 
     A row: `input_ids` int64 [1, N], `span_nodes`, `span_prompts` and `labels` int64 [1, S] as tensors, and as numpy
@@ -72,16 +72,15 @@ class PackedRows(Dataset[dict[str, Any]]):
             epochs: passes over the sources.
             seed: of every random choice.
             pad_token_id: token of the padding, whose nodes are roots of their own and carry no span.
-            token_noise: part of the nodes behind the prompts whose token becomes the padding token, drawn for every
-                row anew, so that names cannot be learnt by heart.
+            token_noise: part of the nodes after the prompts whose token is masked by the padding token, drawn anew
+                for every row, so that names cannot be learned by heart; from 0 to below 1.
 
         Raises:
-            ValueError: no epoch, noise that is no part, epochs without a document, or rows that none fits into.
+            ValueError: no epoch, noise out of its range, epochs without a document, or rows that none fits into.
         """
+        check_count("epochs", epochs)
         if not 0.0 <= token_noise < 1.0:
             raise ValueError(f"token_noise must be from 0 to below 1, not {token_noise!r}.")
-        if isinstance(epochs, bool) or epochs < 1:
-            raise ValueError(f"epochs must be at least 1, not {epochs!r}.")
         self.encoded, self.prompt, self.row_tokens = encoded, prompt, row_tokens
         self.seed, self.pad_token_id, self.token_noise = seed, pad_token_id, token_noise
         orders = [_epoch_order(encoded, np.random.default_rng([seed, epoch])) for epoch in range(epochs)]
@@ -90,34 +89,34 @@ class PackedRows(Dataset[dict[str, Any]]):
             raise ValueError(f"repeats of {encoded.repeats} show not one document in an epoch: use greater ones.")
         sizes = np.fromiter((encoded.documents[index].num_nodes for index in order), np.int64, len(order))
         room = row_tokens
-        self.questions: Questions | None = None
+        self.asked: AskedTypes | None = None
         if isinstance(prompt, OpenPrompter):
             documents = [encoded.documents[index] for index in order]
-            self.questions = prompt.draw(documents, np.random.default_rng([seed, epochs, 1]))
-            sizes = sizes + self.questions.sizes
+            self.asked = prompt.draw(documents, np.random.default_rng([seed, epochs, 1]))
+            sizes = sizes + self.asked.sizes
         else:
             room -= len(prompt.prefix_token_ids)
         fitting = sizes <= room
         if not fitting.any():
             raise ValueError(
-                f"a row of {row_tokens} nodes has room for {max(room, 0)} beside the prompt, but the least document "
-                f"takes {sizes.min()}: use longer rows."
+                f"a row of {row_tokens} nodes has room for {max(room, 0)} besides the prompt, but the smallest "
+                f"document takes {sizes.min()}: use longer rows."
             )
         self._slots = np.flatnonzero(fitting)
         left_out = len(np.unique(order[~fitting]))
         cu_rows = _fill(sizes[fitting], room)
-        self.plan = RowPlan(order, cu_rows, -(-(len(cu_rows) - 1) // epochs), left_out)
+        self.layout = RowLayout(order, cu_rows, -(-(len(cu_rows) - 1) // epochs), left_out)
 
     def __len__(self) -> int:
         """Rows of all epochs (R)."""
-        return len(self.plan.cu_rows) - 1
+        return len(self.layout.cu_rows) - 1
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> Row:
         """Makes a row."""
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} of {len(self)}")
-        slots = self._slots[self.plan.cu_rows[index] : self.plan.cu_rows[index + 1]]
-        documents = [self.encoded.documents[number] for number in self.plan.order[slots]]
+        slots = self._slots[self.layout.cu_rows[index] : self.layout.cu_rows[index + 1]]
+        documents = [self.encoded.documents[number] for number in self.layout.order[slots]]
         if isinstance(self.prompt, OpenPrompter):
             return self._open_row(index, self.prompt, slots, documents)
         prompt = self.prompt
@@ -128,18 +127,18 @@ class PackedRows(Dataset[dict[str, Any]]):
         ).below(prompt.prefix_token_ids)
         labels = np.concatenate([document.gold for document in documents])
         prompts = np.zeros(len(labels), np.int64)
-        spoilt = self._spoilt(index, forest, np.zeros(1, np.int64), np.array([len(prompt.prefix_token_ids)]))
-        return self._padded(forest, spoilt, labels, prompts, prompt.symbol_token_ids[None])
+        masked = self._masked(index, forest, np.zeros(1, np.int64), np.array([len(prompt.prefix_token_ids)]))
+        return self._padded(forest, masked, labels, prompts, prompt.symbol_token_ids[None])
 
     def _open_row(
         self, index: int, prompter: OpenPrompter, slots: IntArray, documents: Sequence[TrainingDocument]
-    ) -> dict[str, Any]:
-        """A row in which every example has a prompt of its own above it."""
-        assert self.questions is not None
-        symbols = np.full((len(slots), prompter.most + 1), -1, np.int64)
+    ) -> Row:
+        """Makes a row in which every example has a prompt of its own above it."""
+        assert self.asked is not None
+        symbols = np.full((len(slots), prompter.max_types + 1), -1, np.int64)
         chains, labels, prompts, prompt_lengths = [], [], [], []
         for number, (slot, document) in enumerate(zip(slots.tolist(), documents, strict=True)):
-            types = self.questions.types[self.questions.cu_types[slot] : self.questions.cu_types[slot + 1]]
+            types = self.asked.types[self.asked.cu_types[slot] : self.asked.cu_types[slot + 1]]
             prompt = prompter.encode(types, np.random.default_rng([self.seed, 2, slot]))
             chains.append(np.concatenate([prompt.prefix_token_ids, document.chain_token_ids]))
             prompt_lengths.append(len(prompt.prefix_token_ids))
@@ -151,27 +150,27 @@ class PackedRows(Dataset[dict[str, Any]]):
         forest = build_forest(
             chains, [document.paths for document in documents], cue_token_ids=prompter.cue_token_ids.tolist()
         )
-        spoilt = self._spoilt(index, forest, forest.cu_nodes.numpy()[:-1], np.array(prompt_lengths))
-        return self._padded(forest, spoilt, np.concatenate(labels), np.concatenate(prompts), symbols)
+        masked = self._masked(index, forest, forest.cu_nodes.numpy()[:-1], np.array(prompt_lengths))
+        return self._padded(forest, masked, np.concatenate(labels), np.concatenate(prompts), symbols)
 
-    def _spoilt(self, index: int, forest: TokenForest, starts: IntArray, lengths: IntArray) -> IntArray:
-        """Nodes that lose their token: some of those outside the prompts, which begin at `starts`."""
+    def _masked(self, index: int, forest: TokenForest, starts: IntArray, lengths: IntArray) -> IntArray:
+        """Draws the nodes whose token is masked; none is in the prompts, which begin at `starts`."""
         if not self.token_noise:
             return np.empty(0, np.int64)
-        lost = np.random.default_rng([self.seed, 3, index]).random(forest.num_nodes) < self.token_noise
-        lost[np.repeat(starts, lengths) + ramp_of(lengths)] = False
-        return np.flatnonzero(lost)
+        masked = np.random.default_rng([self.seed, 3, index]).random(forest.num_nodes) < self.token_noise
+        masked[np.repeat(starts, lengths) + ramp_of(lengths)] = False
+        return np.flatnonzero(masked)
 
     def _padded(
-        self, forest: TokenForest, spoilt: IntArray, labels: IntArray, prompts: IntArray, symbols: IntArray
-    ) -> dict[str, Any]:
-        """The row's arrays, filled up to its length; a row that came out longer is as long as the next multiple."""
+        self, forest: TokenForest, masked: IntArray, labels: IntArray, prompts: IntArray, symbols: IntArray
+    ) -> Row:
+        """Pads the row's arrays to its length; a row that came out longer gets the next multiple of it."""
         nodes = -(-max(forest.num_nodes, self.row_tokens) // self.row_tokens) * self.row_tokens
         spans = -(-forest.num_spans // SPANS_MULTIPLE) * SPANS_MULTIPLE
         ids = np.full(nodes, self.pad_token_id, np.int64)
         positions, ends = np.zeros(nodes, np.int64), np.arange(nodes, dtype=np.int32)
         ids[: forest.num_nodes] = forest.token_ids.numpy()
-        ids[spoilt] = self.pad_token_id
+        ids[masked] = self.pad_token_id
         positions[: forest.num_nodes] = forest.position_ids.numpy()
         ends[: forest.num_nodes] = forest.subtree_end.numpy()
         by_span = np.zeros((3, spans), np.int64)
@@ -189,15 +188,15 @@ class PackedRows(Dataset[dict[str, Any]]):
         }
 
 
-def collate_row(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The one row of a batch: what fits a batch is packed into the row already."""
+def collate_row(rows: list[Row]) -> Row:
+    """Returns the one row of a batch, into which everything is packed already."""
     if len(rows) != 1:
         raise ValueError(f"a batch is one packed row, not {len(rows)}: set its size by row_tokens, batch size 1.")
     return rows[0]
 
 
 def _epoch_order(encoded: EncodedSources, generator: np.random.Generator) -> IntArray:
-    """Document numbers of one epoch: every source as often as it is to be shown, shuffled together."""
+    """Returns the document numbers of one epoch: every source as often as it is to be shown, shuffled together."""
     source = np.fromiter((document.source for document in encoded.documents), np.int64, len(encoded.documents))
     shown = []
     for number, repeat in enumerate(encoded.repeats):
@@ -209,10 +208,10 @@ def _epoch_order(encoded: EncodedSources, generator: np.random.Generator) -> Int
 
 
 def _fill(sizes: IntArray, room: int) -> IntArray:
-    """int64 [R + 1]: consecutive items, each row as many as fit."""
-    behind = np.cumsum(sizes)
+    """Returns int64 [R + 1]: consecutive items, each row as many as fit."""
+    total = np.cumsum(sizes)
     bounds = [0]
     while bounds[-1] < len(sizes):
-        before = behind[bounds[-1] - 1] if bounds[-1] else 0
-        bounds.append(int(np.searchsorted(behind, before + room, side="right")))
+        before = total[bounds[-1] - 1] if bounds[-1] else 0
+        bounds.append(int(np.searchsorted(total, before + room, side="right")))
     return np.array(bounds, np.int64)

@@ -1,9 +1,8 @@
-"""The Trainer of transformers for span scoring: packed rows in, checkpoints that the pipeline loads out.
+"""Subclasses transformers' Trainer for span scoring: packed rows in, checkpoints that the pipeline loads out.
 
 It differs from its base in what a packed row needs: the loss is normalised by gold spans across accumulation and
-ranks, rows come in their planned order, checkpoints are read back by the decoder's own class or not at all, and
-evaluation is the product's pipeline on labelled examples.
-Knows nothing of how rows are made.
+ranks, rows come in their own order, checkpoints are read back by the decoder's own class or not at all, and
+evaluation is the pipeline on labelled examples. Knows nothing of how rows are made.
 """
 
 import time
@@ -12,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import reduce
 from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import Sampler, SequentialSampler
-from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 
 from ..core.adapters import active_adapters
 from ..core.attention import ATTENTION_NAME
@@ -28,14 +29,33 @@ from ..data.document_context import Context
 from ..data.examples import Example
 from ..evaluation.labelled_scoring import evaluate as evaluate_spans
 from ..evaluation.span_metrics import precision_recall_f1
-from .rows import HOST, PackedRows, collate_row
+from .rows import HOST_ARRAYS, PackedRows, collate_row
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 FIXED_ARGUMENTS = {"per_device_train_batch_size": 1, "remove_unused_columns": False}
+TIME_CHECK_STEPS = 10  # ranks ask one another about the time every so many steps
 
 
 class UnscoredError(ValueError):
     """Dev examples that cannot be scored; every process raises it, whichever of them met the example."""
+
+
+class TimeLimit(TrainerCallback):
+    """Stops training, with a checkpoint, when the time is up; all ranks at the same step."""
+
+    def __init__(self, end: float) -> None:
+        """`end` is on the monotonic clock, in seconds."""
+        self.end = end
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        """Asks for a checkpoint and the end."""
+        late = time.monotonic() > self.end
+        if PartialState().num_processes > 1:
+            if state.global_step % TIME_CHECK_STEPS:
+                return
+            late = bool(reduce(torch.tensor(float(late), device=args.device), "sum").item())
+        if late:
+            control.should_save = control.should_training_stop = True
 
 
 class SpanTrainer(Trainer):
@@ -53,7 +73,7 @@ class SpanTrainer(Trainer):
         dev_labels: labels that dev examples are asked for; the model's own if None.
         none_weight: weight of the spans that are no entity in the loss.
         loss_divisor: the summed loss is divided by this and the number of gold spans.
-        context: what of its document a dev example is read with; each is read alone if None.
+        context: how much of its document a dev example is read with; each is read alone if None.
         **kwargs: callbacks, optimizers and the like, as for `Trainer`.
 
     Raises:
@@ -80,7 +100,7 @@ class SpanTrainer(Trainer):
         wrong = {name: getattr(args, name) for name, value in FIXED_ARGUMENTS.items() if getattr(args, name) != value}
         if wrong or args.n_gpu > 1:
             raise ValueError(
-                f"packed rows need {FIXED_ARGUMENTS} and one GPU a process (accelerate launch), not "
+                f"packed rows need {FIXED_ARGUMENTS} and one GPU per process (accelerate launch), not "
                 f"{wrong or f'{args.n_gpu} GPUs in this one'}: a step is row_tokens x accumulation x processes."
             )
         if none_weight < 0 or loss_divisor <= 0:
@@ -100,18 +120,18 @@ class SpanTrainer(Trainer):
             **kwargs,
         )
         self.model_accepts_loss_kwargs = True
-        self.loss_is_scaled_for_ga = True  # `_row_loss` is normalised over the whole accumulated batch
+        self.loss_is_scaled_for_ga = True  # the loss is normalised over the whole accumulated batch
 
     # ------------------------------------------------------------------ the step
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        """Rows in the order of their plan, which is shuffled already."""
+        """Takes rows in their order, which is shuffled already."""
         return SequentialSampler(self.train_dataset if train_dataset is None else train_dataset)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], torch.Tensor | None]:
-        """The rows of an optimizer step and, over all ranks, the number of gold spans in them; counts the waiting."""
+        """Returns the rows of an optimizer step and their number of gold spans over all ranks; times the wait."""
         asked = time.monotonic()
         self._began = self._began or asked
         rows, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
@@ -130,8 +150,8 @@ class SpanTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """Cross-entropy over the label symbols at every labelled span, summed and normalised by gold spans."""
-        arrays = {name: torch.from_numpy(inputs[name]) for name in HOST}
+        """Returns the cross-entropy over the label symbols at every labelled span, normalised by gold spans."""
+        arrays = {name: torch.from_numpy(inputs[name]) for name in HOST_ARRAYS}
         given = {name: value for name, value in inputs.items() if name != "labels"}
         outputs = model(**(given | arrays))
         labels = inputs["labels"].reshape(-1)
@@ -141,7 +161,7 @@ class SpanTrainer(Trainer):
 
     @property
     def wait_share(self) -> float:
-        """Share of the time since the first step that the loop waited for rows, from 0 to 1."""
+        """Part of the time since the first step that the loop waited for rows, from 0 to 1."""
         return self._waited / max(time.monotonic() - self._began, 1e-9) if self._began else 0.0
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
@@ -158,7 +178,7 @@ class SpanTrainer(Trainer):
         ignore_keys: list[str] | None = None,  # noqa: ARG002
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """Exact-span precision, recall and F1 on labelled examples, by the pipeline with the model's own settings.
+        """Measures exact-span precision, recall and F1 of the pipeline, with the model's own settings.
 
         Every rank takes its share of the examples.
 
@@ -180,7 +200,7 @@ class SpanTrainer(Trainer):
         *counts, failures = self.accelerator.reduce(told, "sum").tolist()
         if failures:
             reason = failure or f"{failures} other process(es) met some that they could not score"
-            raise UnscoredError(f"--dev: {reason}") from failure
+            raise UnscoredError(f"the dev examples: {reason}") from failure
         scores = dict(zip(("precision", "recall", "f1"), precision_recall_f1(*counts).tolist(), strict=True))
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
         self.log(metrics)
@@ -188,7 +208,7 @@ class SpanTrainer(Trainer):
         return metrics
 
     def _span_counts(self, examples: Sequence[Example]) -> list[int]:
-        """Right, found and gold spans."""
+        """Counts correct, predicted and gold spans."""
         if not examples:
             return [0, 0, 0]
         model = self.accelerator.unwrap_model(self.model)
@@ -211,7 +231,7 @@ class SpanTrainer(Trainer):
 
 
 def load_weights(model: Any, directory: str) -> None:
-    """Loads a checkpoint's weights into `model`: an adapter's, or all by the decoder's own class.
+    """Loads a checkpoint's weights into `model`: those of adapters, or all by the decoder's own class.
 
     Raises:
         ValueError: weights that the checkpoint misses, has too many of, or has in other shapes.

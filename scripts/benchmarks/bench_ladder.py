@@ -199,10 +199,10 @@ class Ladder:
             self.measure(
                 "re-encode prefix + span", rows.batches(options.reencode_batch_size, most), self.re_encode, spans
             ),
-            self.measure("HF cache, a row a span, full", batches, lambda b: self.expanded(b, True), spans),
-            self.measure("HF cache, a row a span, labels", batches, lambda b: self.expanded(b, False), spans),
+            self.measure("HF cache, a row per span, full", batches, lambda b: self.expanded(b, True), spans),
+            self.measure("HF cache, a row per span, labels", batches, lambda b: self.expanded(b, False), spans),
             self.measure(
-                "HF cache, a row a word start, labels",
+                "HF cache, a row per word start, labels",
                 chains.batches(options.batch_size, None),
                 lambda b: self.expanded(b, False),
                 starts,

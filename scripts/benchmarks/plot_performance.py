@@ -74,7 +74,7 @@ def ladder_table(ladder: Figures) -> list[str]:
         f"attention), {ladder['flop_floor_ms']:.2f} ms at the measured {ladder['peak_tflops']:.0f} TFLOP/s; "
         f"compiled in {ladder['compile_s'] or 0:.0f} s",
         "",
-        "| way of scoring all spans | ms | x floor | in a row, ms | x floor | speed-up | tokens | error |",
+        "| method | ms | x floor | in a row, ms | x floor | speed-up | tokens | error |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for rung in ladder["rungs"]:
@@ -112,7 +112,7 @@ def corpus_table(corpora: list[Figures]) -> list[str]:
 
 
 def attention_table(measurements: list[Figures]) -> list[str]:
-    """Markdown lines of what bench_attention measured: a row a size, a column a method, microseconds and TFLOP/s."""
+    """Returns the Markdown table of bench_attention: a row per size, a column per method, microseconds and TFLOP/s."""
     cells: dict[tuple[int, int, int], dict[str, str]] = {}
     methods: dict[str, None] = {}
     for line in measurements:

@@ -35,10 +35,10 @@ python $here/type_notes.py --types $here/silver/taxonomy.json --notes $here/type
 python $here/four_types.py --notes notes.json --sets silver.jsonl newswire.jsonl --output four_types.json
 
 decodner train --open-types --model first_stage --output default_model --sources $here/sources.json \
-    --type-notes notes.json --strangers 0.1 --epochs 1 --max-steps 1300 --learning-rate 6e-4 --optimizer muon \
+    --type-notes notes.json --cross-source-negatives 0.1 --epochs 1 --max-steps 1300 --learning-rate 6e-4 --optimizer muon \
     --weight-decay 0.05 --row-tokens 32768 --rows-per-step 2 --compile --workers 14 --evaluate-epochs 0 \
     --save-dtype bfloat16 --max-shard-size 15MB --licence cc-by-sa-4.0 \
-    --keep-apart ner/conll2003 ner/conll2003:valid ner/wikigold ner/crossner_{ai,literature,music,politics,science} \
+    --decontaminate ner/conll2003 ner/conll2003:valid ner/wikigold ner/crossner_{ai,literature,music,politics,science} \
     ner/mit_movie_eng ner/mit_restaurant ner/wnut17 ner/bc5cdr ner/ncbi_disease ner/stackoverflow
 
 python $here/calibrate_open_types.py --model default_model --sets $here/dev_sets.json --max-positions 384 \

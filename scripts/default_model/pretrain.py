@@ -33,7 +33,7 @@ from pretrain_options import Schedule, parse
 from torch import nn
 from transformers import AttentionInterface, AutoConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from decodner_hf.training.muon import Muon
+from decodner_hf.training.optimizers import MuonWithAdamW
 
 OK, FAILED, UNFINISHED = 0, 1, 3
 ATTENTION = "causal_rows"
@@ -297,7 +297,7 @@ def make_model(options: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) 
 def make_optimizer(name: str, model: nn.Module, rate: float, device: torch.device) -> torch.optim.Optimizer:
     """Muon or AdamW; only matrices decay."""
     if name == "muon":
-        return Muon(model, rate, betas=BETAS, weight_decay=WEIGHT_DECAY, fused=device.type == "cuda")
+        return MuonWithAdamW(model, rate, betas=BETAS, weight_decay=WEIGHT_DECAY, fused=device.type == "cuda")
     parameters = list(model.parameters())
     groups = [
         {"params": [p for p in parameters if p.dim() > 1], "weight_decay": WEIGHT_DECAY},

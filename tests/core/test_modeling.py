@@ -15,6 +15,7 @@ from decodner_hf import (
     UniversalDecoder,
     build_forest,
 )
+from decodner_hf.core.transformers_private import cache_keyword
 from decodner_hf.training.model import recompute_layers
 
 PREFIX = [5, 9, 13, 7, 21, 33, 8, 40, 11]
@@ -52,6 +53,13 @@ def test_documents_of_one_pass_equal_each_alone():
         for document, found in zip(DOCUMENTS, spans, strict=True)
     ]
     torch.testing.assert_close(together, torch.cat(alone), **CLOSE)
+
+
+def test_forward_reads_a_cached_prefix():
+    _, model = wrapped()
+    cache, forest = model.encode_prefix(PREFIX), span_forest(len(PREFIX))
+    scored = model(**packed(forest, symbol_token_ids=SYMBOLS, prefix_cache=cache)).logits
+    torch.testing.assert_close(scored, model.score_forest(forest, SYMBOLS, cache))
 
 
 def test_forward_equals_score_forest_and_picks_each_spans_own_symbols():
@@ -149,21 +157,22 @@ def test_without_a_forest_it_is_the_decoders_ordinary_forward(model_type):
     mask[1, 9:] = 0
     own, expected = (m(input_ids=input_ids, attention_mask=mask, labels=input_ids) for m in (model, native))
     torch.testing.assert_close(own.logits[mask.bool()], expected.logits[mask.bool()], **CLOSE)
-    assert float(own.loss) == pytest.approx(float(expected.loss), rel=1e-4)
+    assert own.loss.item() == pytest.approx(expected.loss.item(), rel=1e-4)
     rows = torch.tensor([PREFIX])
     options = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None}
     assert torch.equal(model.backbone.generate(rows, **options), native.generate(rows, **options))
 
 
+@pytest.mark.parametrize("keyword", ["cache", "past_key_values"])
 @pytest.mark.parametrize("model_type", ["llama", "mistral"])
-def test_our_cache_in_an_ordinary_forward_is_a_dynamic_cache(model_type):
+def test_our_cache_in_an_ordinary_forward_is_a_dynamic_cache(model_type, keyword):
     native, model = wrapped(model_type)
     cache = model.encode_prefix(PREFIX)
-    theirs = DynamicCache(config=native.config)
-    native(input_ids=torch.tensor([PREFIX]), past_key_values=theirs)
+    theirs = {cache_keyword(native): DynamicCache(config=native.config)}
+    native(input_ids=torch.tensor([PREFIX]), **theirs)
     for step in (torch.tensor([[5, 6, 7]]), torch.tensor([[8]])):
-        own = model(input_ids=step, past_key_values=cache, use_cache=True).logits
-        torch.testing.assert_close(own, native(input_ids=step, past_key_values=theirs).logits, **CLOSE)
+        own = model(input_ids=step, use_cache=True, **{keyword: cache}).logits
+        torch.testing.assert_close(own, native(input_ids=step, **theirs).logits, **CLOSE)
     assert (cache.get_seq_length(), cache.prefix_length) == (len(PREFIX) + 4, len(PREFIX))
 
 
@@ -172,7 +181,7 @@ def test_generation_continues_a_cached_prefix(model_type):
     native, model = wrapped(model_type)
     prompt = torch.tensor([[*PREFIX, 14, 15]])
     options = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None}
-    own = model.backbone.generate(prompt, past_key_values=model.encode_prefix(PREFIX), **options)
+    own = model.backbone.generate(prompt, **{cache_keyword(native): model.encode_prefix(PREFIX)}, **options)
     assert torch.equal(own, native.generate(prompt, **options))
 
 
@@ -334,6 +343,10 @@ BAD_CALLS = {
         lambda m, _c: m(input_ids=torch.tensor([[5]]), subtree_end=torch.tensor([0])),
         "a packed pass needs input_ids, position_ids",
     ),
+    "a prefix without a forest": (
+        lambda m, c: m(input_ids=torch.tensor([[5]]), prefix_cache=c),
+        "prefix_cache belong to a packed pass: give subtree_end too",
+    ),
     "whose symbols": (
         lambda m, _c: m(**packed(span_forest(0), symbol_token_ids=torch.tensor([[3, 4], [5, 6]]))),
         "span_prompts must say whose is whose",
@@ -401,7 +414,7 @@ def test_a_padded_symbol_is_minus_infinity_for_a_single_prompt_too():
 def test_a_prefix_does_not_grow_over_a_suffix():
     _, model = wrapped()
     cache = model.encode_prefix(PREFIX)
-    model(input_ids=torch.tensor([[3, 4]]), past_key_values=cache, use_cache=True)
+    model(input_ids=torch.tensor([[3, 4]]), cache=cache, use_cache=True)
     with pytest.raises(ValueError, match="2 suffix tokens"):
         model.encode_prefix([5, 6], cache)
 
@@ -410,7 +423,7 @@ def test_a_prefix_is_no_past_for_models_that_cache_something_else():
     _, model = wrapped("diffllama")
     cache = model.encode_prefix(PREFIX)
     with pytest.raises(ValueError, match="other keys and values"):
-        model(input_ids=torch.tensor([[3, 4]]), past_key_values=cache, use_cache=True)
+        model(input_ids=torch.tensor([[3, 4]]), cache=cache, use_cache=True)
 
 
 def test_copies_and_pickles_of_a_cache_score_alike():

@@ -189,7 +189,7 @@ def test_sources_that_cannot_be_read_are_refused(tmp_path):
         load_examples(tmp_path / "missing.jsonl")
     with pytest.raises(ValueError, match="no column 'w'"):
         load_examples(good, tokens_column="w")
-    with pytest.raises(ValueError, match="limit must be at least 1"):
+    with pytest.raises(ValueError, match="limit must be an integer of at least 1"):
         load_examples(good, limit=0)
 
 

@@ -1,6 +1,5 @@
 """The sources of a training run: how each is read, and those of the default model."""
 
-import argparse
 import json
 from pathlib import Path
 
@@ -11,16 +10,18 @@ import silver_mentions
 import type_notes
 from silver.taxonomy import TAXONOMY, Taxonomy
 from templates.grammar import Grammar
+from tiny_training import parsed
 from tokenizers_for_tests import byte_level_single_digits
 
-from decodner_cli.training_arguments import add_train_arguments
+from decodner_cli.train import training_options
 from decodner_hf import PromptTemplate
 from decodner_hf.data.document_context import Context
 from decodner_hf.data.examples import Example
 from decodner_hf.data.label_maps import LabelMap
-from decodner_hf.training.documents import TrainingSource, encode_sources
+from decodner_hf.training import TrainingSource
+from decodner_hf.training.documents import encode_sources
 from decodner_hf.training.options import SOURCE_KEYS
-from decodner_hf.training.sources import read_plan
+from decodner_hf.training.sources import read_training_data
 
 RECIPE = Path(silver_mentions.__file__).parent  # scripts/default_model
 MADE_HERE = (
@@ -52,34 +53,32 @@ def test_a_source_says_in_which_context_its_sentences_are_read(context, document
     assert found.coverage[0].examples == 6
 
 
-def plan(folder, entries, *more):
+def data_of(folder, entries, *more):
     (folder / "sources.json").write_text(json.dumps(entries))
     rows = [{"tokens": e.content, "entities": e.entities, "doc": e.document} for e in sentences(3)]
     (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    parser = argparse.ArgumentParser()
-    add_train_arguments(parser)
     command = ["--model", "m", "--output", "o", "--open-types", "--sources", str(folder / "sources.json")]
-    return read_plan(parser.parse_args([*command, *more]), print)
+    return read_training_data(training_options(parsed([*command, *more])), print)
 
 
 def test_the_command_reads_one_set_alone_and_in_passages(tmp_path):
     path = str(tmp_path / "data.jsonl")
     passages = {"path": path, "name": "passages", "context": "document", "context_words": 60, "repeat": 0.5}
     entries = [{"path": path}, passages, {"path": path, "name": "alone", "context": "sentence"}]
-    found = [(s.name, s.context, s.repeat) for s in plan(tmp_path, entries).sources]
+    found = [(s.name, s.context, s.repeat) for s in data_of(tmp_path, entries).sources]
     assert found == [("data.jsonl", None, 1.0), ("passages", Context("document", 60), 0.5), ("alone", None, 1.0)]
-    found = [source.context for source in plan(tmp_path, entries, "--context", "preceding").sources]
+    found = [source.context for source in data_of(tmp_path, entries, "--context", "preceding").sources]
     assert found == [Context("preceding", 400), Context("document", 60), None]
 
 
 def test_keys_that_say_nothing_are_errors(tmp_path):
     path = str(tmp_path / "data.jsonl")
     with pytest.raises(ValueError, match=r"no \['contexts'\], only .*'context_words'"):
-        plan(tmp_path, [{"path": path, "contexts": 60}])
+        data_of(tmp_path, [{"path": path, "contexts": 60}])
     with pytest.raises(ValueError, match="needs a context: document or preceding"):
-        plan(tmp_path, [{"path": path, "context_words": 60}])
+        data_of(tmp_path, [{"path": path, "context_words": 60}])
     with pytest.raises(ValueError, match="one of document, preceding, not 'page'"):
-        plan(tmp_path, [{"path": path, "context": "page"}])
+        data_of(tmp_path, [{"path": path, "context": "page"}])
 
 
 def test_examples_dropped_of_sources_of_one_name_are_added_up(tmp_path):
@@ -92,21 +91,21 @@ def test_examples_dropped_of_sources_of_one_name_are_added_up(tmp_path):
         rows = [held] * number + [kept]
         (tmp_path / f"{number}" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         entries.append({"path": str(tmp_path / f"{number}" / "train.jsonl")})
-    assert plan(tmp_path, entries, "--keep-apart", str(tmp_path / "held.jsonl")).dropped == {"train.jsonl": 3}
+    assert data_of(tmp_path, entries, "--decontaminate", str(tmp_path / "held.jsonl")).dropped == {"train.jsonl": 3}
 
 
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"text": "Ana", "entities": []}, "no --dev example has an entity"),
-        ({"text": "Ana", "entities": [[0, 3, "PER"]], "partial": True}, "1 of 1 --dev examples are labelled only in"),
+        ({"text": "Ana", "entities": []}, "no dev example has an entity"),
+        ({"text": "Ana", "entities": [[0, 3, "PER"]], "partial": True}, "1 of 1 dev examples are labelled only in"),
     ],
     ids=["empty", "partial"],
 )
 def test_dev_examples_that_cannot_be_scored_are_refused_before_training(tmp_path, row, message):
     (tmp_path / "dev.jsonl").write_text(json.dumps(row) + "\n")
     with pytest.raises(ValueError, match=message):
-        plan(tmp_path, [{"path": str(tmp_path / "data.jsonl")}], "--dev", str(tmp_path / "dev.jsonl"))
+        data_of(tmp_path, [{"path": str(tmp_path / "data.jsonl")}], "--dev", str(tmp_path / "dev.jsonl"))
 
 
 # ------------------------------------------------------------------ the default model's

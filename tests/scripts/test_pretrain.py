@@ -12,7 +12,6 @@ from tokenizers_for_tests import byte_level_three_digits, word_piece
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from decodner_hf.core.prompting import choose_symbols
-from decodner_hf.training.muon import Muon, orthogonalise
 
 WORDS = [f"{first}{second}" for first in ("al", "be", "co", "du") for second in ("ma", "no", "pi", "ra", "su")]
 SMALL = {
@@ -133,49 +132,6 @@ def test_both_optimizers_learn_and_muon_leaves_other_weights_to_adamw(optimizer,
     assert run(texts, tmp_path / "model", tokens=1280, optimizer=optimizer) == 0
     losses = [float(x.split("loss ")[1].split()[0]) for x in capsys.readouterr().out.splitlines() if "loss " in x[:20]]
     assert losses[-1] < losses[0] - 0.2
-
-
-def test_muon_orthogonalises_matrices_of_both_orientations():
-    torch.manual_seed(0)
-    for shape in ((3, 24, 60), (2, 60, 24), (2, 32, 32)):
-        values = torch.linalg.svdvals(orthogonalise(torch.randn(shape)).float())
-        assert values.min() > 0.4
-        assert values.max() < 1.3
-
-
-def test_muon_steps_as_its_formula_says():
-    torch.manual_seed(0)
-    model = torch.nn.ModuleDict({"embed": torch.nn.Embedding(5, 8), "one": torch.nn.Linear(8, 6, bias=True)})
-    optimizer = Muon(model, 0.01, momentum=0.9, weight_decay=0.1)
-    weight, bias = model["one"].weight.detach().clone(), model["one"].bias.detach().clone()
-    moment = torch.zeros_like(weight)
-    for _ in range(3):
-        gradient = torch.randn_like(weight)
-        model["one"].weight.grad, model["one"].bias.grad = gradient.clone(), torch.ones_like(bias)
-        optimizer.step()
-        optimizer.zero_grad()
-        moment = 0.9 * moment + 0.1 * gradient
-        update = orthogonalise((0.1 * gradient + 0.9 * moment)[None])[0].float()
-        weight = weight * (1 - 0.01 * 0.1) - 0.01 * 0.2 * 8**0.5 * update
-    assert torch.allclose(model["one"].weight, weight, atol=2e-5)
-    assert torch.allclose(model["one"].bias, bias - 0.03, atol=1e-5)  # AdamW: a step of the learning rate each
-
-
-class HeadOfAnotherName(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.backbone = tiny_model(tiny_config("llama", tie_word_embeddings=False))
-        self.backbone.answers = self.backbone.lm_head
-        del self.backbone.lm_head
-        self.backbone.get_output_embeddings = lambda: self.backbone.answers
-
-
-def test_muon_leaves_the_head_and_embeddings_to_adamw_whatever_they_are_called():
-    model = HeadOfAnotherName()
-    marked = {id(p) for group in Muon(model, 0.01).param_groups if group["orthogonal"] for p in group["params"]}
-    matrices = {name for name, parameter in model.named_parameters() if id(parameter) in marked}
-    others = {name for name, parameter in model.named_parameters() if parameter.dim() == 2} - matrices
-    assert others == {"backbone.model.embed_tokens.weight", "backbone.answers.weight"}
 
 
 def test_a_model_can_be_the_start_of_another_run(texts, tmp_path):

@@ -5,16 +5,16 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
-from test_training import LABELS, SENTENCES, fixed_rows, inputs_of
 from tiny_pipelines import tiny_native
+from tiny_training import LABELS, SENTENCES, fixed_rows, inputs_of, parsed
 from tokenizers_for_tests import byte_level_single_digits
 from transformers import BitsAndBytesConfig, pipeline
+from transformers.integrations.peft import MIN_PEFT_VERSION
 
-from decodner_cli.training_arguments import add_train_arguments
+from decodner_cli import train as command
 from decodner_hf import DecodNERConfig, DecodNERForSpanClassification
 from decodner_hf.core import attention
 from decodner_hf.training.model import add_lora, check_gradients, recompute_layers
-from decodner_hf.training.train import run_train
 
 DEVICE = "cuda"
 LAYERS = 3
@@ -38,7 +38,7 @@ def with_all_weights():
 
 
 def with_adapters():
-    pytest.importorskip("peft")
+    pytest.importorskip("peft", minversion=MIN_PEFT_VERSION)
     model = with_all_weights().bfloat16()  # as `decodner train --lora-rank` loads it
     add_lora(model, 4)
     with torch.no_grad():
@@ -102,12 +102,10 @@ def files(tmp_path):
 
 def losses(files, *arguments):
     """Runs `decodner train`; the loss of every step."""
-    parser = argparse.ArgumentParser()
-    add_train_arguments(parser)
     paths = ["--model", files / "base", "--output", files / "out", "--train", files / "data.jsonl"]
     recipe = ["--workers", "0", "--row-tokens", "512", "--epochs", "8", "--max-span-words", "3", "--log-steps", "1"]
     recipe += ["--learning-rate", "1e-2", "--labels", *LABELS]
-    assert run_train(parser.parse_args([*map(str, paths), *recipe, *arguments])) == 0
+    assert command.run(parsed([*paths, *recipe, *arguments])) == 0
     (state,) = (files / "out").glob("checkpoint-*/trainer_state.json")
     return [entry["loss"] for entry in json.loads(state.read_text())["log_history"] if "loss" in entry]
 
@@ -129,7 +127,7 @@ def check_learnt(steps, files):
 @pytest.mark.parametrize("saving", [[], ["--gradient-checkpointing"]], ids=["plain", "checkpointed"])
 def test_the_command_learns_on_a_gpu(files, options, saving):
     if options:
-        pytest.importorskip("peft")
+        pytest.importorskip("peft", minversion=MIN_PEFT_VERSION)
     if "--load-in-4bit" in options:
         pytest.importorskip("bitsandbytes")
     check_learnt(losses(files, *options, *saving), files)

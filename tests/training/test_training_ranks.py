@@ -1,18 +1,18 @@
 import json
+import multiprocessing
 import os
 import socket
-import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
+import pytest
+from rank_process import run_rank
 from safetensors.torch import load_file
-from test_training import files, run_command  # noqa: F401 (a fixture)
+from tiny_training import run_command
 from transformers import TrainerCallback
 
-from decodner_hf.training import train as training
+from decodner_hf.training import run as training
 
-ROOT = Path(__file__).parents[2]
 RECIPE = ("--cpu", "--workers", "0", "--row-tokens", "256", "--epochs", "30", "--max-span-words", "3")
 STEPS = 10  # of many more: the first step at which ranks ask one another about the time
 
@@ -25,28 +25,38 @@ class StopThere(TrainerCallback):
         control.should_save = control.should_training_stop = state.global_step == STEPS
 
 
+@pytest.fixture(autouse=True)
+def search_path(monkeypatch):
+    """Where the server that starts the ranks finds what it imports."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+
+
 def run_two_ranks(folder, *arguments, code=3, **by_rank):
     """Runs `decodner train` in two processes, with what torchrun tells them; returns what each printed, and where."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         shared = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
-    shared |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "LOCAL_WORLD_SIZE": "2"}
+    shared |= {"OMP_NUM_THREADS": "1", "LOCAL_WORLD_SIZE": "2"}
     paths = ["--model", folder / "base", "--train", folder / "data.jsonl", "--output", folder / "two"]
-    command = [sys.executable, "-m", "decodner_cli", "train", *map(str, paths), *RECIPE, *arguments]
-    ranks = [
-        subprocess.Popen(
-            [*command, *by_rank.get(f"rank_{rank}", [])],
-            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
+    command = ["train", *map(str, paths), *RECIPE, *arguments]
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["rank_process"])  # imports torch and transformers once for all ranks
+    outputs = [[folder / f"rank_{rank}.{stream}" for stream in ("out", "err")] for rank in range(2)]
+    ranks = []
+    for rank, output in enumerate(outputs):
+        own = shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        given = [*command, *by_rank.get(f"rank_{rank}", [])]
+        ranks.append(server.Process(target=run_rank, args=(given, own, *output)))
     try:
-        said = [rank.communicate(timeout=120) for rank in ranks]
+        for rank in ranks:
+            rank.start()
+        for rank in ranks:
+            rank.join(120)
     finally:
         for rank in ranks:
             rank.kill()
-    assert [rank.returncode for rank in ranks] == [code, code], said
+    said = [[path.read_text() for path in output] for output in outputs]
+    assert [rank.exitcode for rank in ranks] == [code, code], said
     return said
 
 
@@ -55,7 +65,7 @@ def logged(folder, name):
     return [entry[name] for entry in state["log_history"] if name in entry]
 
 
-def test_two_ranks_stop_together_and_train_as_one_process_that_takes_both_rows(files, monkeypatch):  # noqa: F811
+def test_two_ranks_stop_together_and_train_as_one_process_that_takes_both_rows(files, monkeypatch):
     late = {"rank_0": ["--max-seconds", "100000"], "rank_1": ["--max-seconds", "0.001"]}
     (first, _), (second, _) = run_two_ranks(files, "--log-steps", "1", **late)
     assert json.loads(first.splitlines()[-2])["steps"] == STEPS
@@ -74,7 +84,7 @@ def test_two_ranks_stop_together_and_train_as_one_process_that_takes_both_rows(f
         assert (weights - one[name]).norm() < 1e-3 * moved, name
 
 
-def test_a_dev_document_that_one_rank_cannot_score_ends_both_once_the_model_is_saved(files):  # noqa: F811
+def test_a_dev_document_that_one_rank_cannot_score_ends_both_once_the_model_is_saved(files):
     rows = [{"tokens": ["x" * length], "entities": [[0, 1, "PER"]]} for length in (3, 2000)]
     (files / "dev.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (_, first), (_, second) = run_two_ranks(
