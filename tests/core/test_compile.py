@@ -6,7 +6,7 @@ from torch._dynamo.testing import CompileCounter
 from torch._dynamo.utils import counters
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from decodner_hf import SpanPaths, build_forest
+from decodner_hf import SpanPaths, UniversalDecoder, build_forest
 from decodner_hf.core import attention, compilation
 
 
@@ -72,7 +72,7 @@ def test_training_and_ordinary_passes_stay_uncompiled():
 
 @pytest.mark.usefixtures("kernel_on_cpu")
 def test_inference_mode_compiles_nothing_more():
-    model = model_of("llama")
+    model = model_of("llama", UniversalDecoder)
     counter = CompileCounter()
     model.compile_forest(backend=counter)
     with torch.inference_mode():

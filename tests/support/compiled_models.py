@@ -43,11 +43,9 @@ def dense_attention(query, key, value, prefix_key, prefix_value, tables, limited
     return (logits.softmax(-1) @ values).transpose(1, 2).contiguous()
 
 
-def model_of(kind, **overrides):
+def model_of(kind, model_class=DecodNERForSpanClassification, **overrides):
     torch.manual_seed(0)
-    return DecodNERForSpanClassification.from_backbone(
-        tiny_model(tiny_config(kind, max_position_embeddings=512, **overrides))
-    )
+    return model_class.from_backbone(tiny_model(tiny_config(kind, max_position_embeddings=512, **overrides)))
 
 
 def random_forest(size, position, seed=0, vocabulary=64):
