@@ -5,48 +5,84 @@ Knows nothing of how files are read or entities are found.
 """
 
 import argparse
+import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, NoReturn
 
 from .loading import load_pipeline, quick_imports
 from .messages import say, warn
 from .pipeline_arguments import add_pipeline_arguments, check_pipeline_arguments
 
+if TYPE_CHECKING:
+    from decodner_hf.corpus.inputs import Source
+    from decodner_hf.corpus.job import Job
+    from decodner_hf.corpus.report import Report
+
 SUMMARY = "find entities in files"
 DESCRIPTION = """\
-Finds entities in every document of a file: txt (a document a line), jsonl, csv or parquet.
-Writes jsonl or parquet (the input's fields and the entities), conll (a word and its tag a line) or html.
-The output appears when it is complete. After an interruption --resume goes on where the run stopped.
+Finds entities in every document of files: .txt and .md (a document a line, or --whole-file), .jsonl, .json (a list),
+.csv, .tsv and .parquet; text formats also as .gz or .zst. Folders are read with all that they hold.
+Writes .jsonl, .csv, .tsv, .parquet (the input's fields and the entities), .conll (a word and its tag a line) or .html,
+with a report beside it (.report.json): documents, entities, and what was left out, with reasons.
+Outputs appear when they are complete. After an interruption --resume goes on where the run stopped.
+
+examples:
+  decodner annotate news.jsonl --out entities.jsonl
+  decodner annotate reports/ "mail/**/*.txt" --whole-file --out entities.parquet
+  decodner annotate tables/ --out annotated/ --format csv
+  zcat news.jsonl.gz | decodner annotate - --input-format jsonl --out - | grep Berlin
 """
+FORMATS = ("jsonl", "csv", "tsv", "parquet", "conll", "html", "jsonl.gz", "csv.gz", "tsv.gz", "jsonl.zst", "csv.zst")
+INPUT_FORMATS = ("txt", "jsonl", "json", "csv", "tsv", "parquet")
+STANDARD = "-"
 OK = 0
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
-    command.add_argument("input", type=Path, metavar="INPUT", help="a .txt, .jsonl, .csv or .parquet file")
     command.add_argument(
-        "--out", type=Path, required=True, metavar="OUTPUT", help="a .jsonl, .parquet, .conll or .html file"
+        "inputs", nargs="+", metavar="INPUT", help="files, folders, patterns in quotes, or - for standard input"
     )
     command.add_argument(
-        "--text-column", default="text", metavar="NAME", help="the field with the text (default: text)"
+        "--out", required=True, metavar="OUTPUT",
+        help="a file, or a folder (ending in / if it is new) for one output an input, or - for standard output",
+    )  # fmt: skip
+    files = command.add_argument_group("files")
+    files.add_argument(
+        "--format", choices=FORMATS, help="of the output (default: by its name; jsonl in a folder and for -)"
     )
-    command.add_argument(
+    files.add_argument("--input-format", choices=INPUT_FORMATS, default="txt", help="of standard input (default: txt)")
+    files.add_argument("--whole-file", action="store_true", help="each .txt and .md file is one document")
+    files.add_argument(
+        "--file-column", metavar="NAME",
+        help="a field to add with the name of the document's file (default: file with --whole-file, else none)",
+    )  # fmt: skip
+    files.add_argument("--text-column", default="text", metavar="NAME", help="the field with the text (default: text)")
+    files.add_argument(
         "--entities-column", default="entities", metavar="NAME", help="the output's new field (default: entities)"
     )
-    command.add_argument(
+    files.add_argument(
         "--on-error", choices=("stop", "skip"), default="stop", help="at a broken document: stop (default), or skip it"
     )
-    start = command.add_mutually_exclusive_group()
+    start = files.add_mutually_exclusive_group()
     start.add_argument("--resume", action="store_true", help="go on with an interrupted run, if there is one")
-    start.add_argument("--overwrite", action="store_true", help="replace an output that exists, start from nothing")
+    start.add_argument("--overwrite", action="store_true", help="replace outputs that exist, start from nothing")
     add_pipeline_arguments(command)
 
 
 def check(options: argparse.Namespace, fail: Callable[[str], NoReturn]) -> None:
     """Checks the arguments together."""
     check_pipeline_arguments(options, fail)
-    if options.out.suffix.lower() == ".conll":
+    if options.inputs.count(STANDARD) > 1:
+        fail("argument INPUT: standard input (-) can be read once")
+    if options.resume and options.out == STANDARD:
+        fail("argument --resume: what went to standard output cannot be gone on with; name a file with --out")
+    if options.file_column is None and options.whole_file:
+        options.file_column = "file"
+    if ".conll" in Path(f"_.{options.format}" if options.format else options.out.lower()).suffixes:
         if options.overlap not in (None, "flat"):
             fail(f"argument --overlap: a conll file has one tag a word and cannot hold --overlap {options.overlap}")
         broken = [name for name in options.labels or () if not name.isprintable()]
@@ -58,21 +94,40 @@ def check(options: argparse.Namespace, fail: Callable[[str], NoReturn]) -> None:
 def run(options: argparse.Namespace) -> int:
     """Annotates the files; returns the exit code."""
     with quick_imports():
-        from decodner_hf.corpus import ShownProgress
-        from decodner_hf.corpus.job import plan_job
-        from decodner_hf.corpus.readers import Layout
-        from decodner_hf.corpus.run import run_job
-    job = plan_job(
-        [options.input],
-        options.out,
-        layout=Layout(options.text_column),
-        entities_column=options.entities_column,
-        skip_errors=options.on_error == "skip",
-        warn=warn,
-    )
+        from decodner_hf.corpus.inputs import standard_input
+        from decodner_hf.corpus.writers import STREAMED
+    source = standard_input(options.input_format, sys.stdin.buffer)
+    if options.out != STANDARD:
+        report = _to_files(options, options.out, source)
+        state = "complete already" if report.was_complete else "complete"
+        count = f"{report.documents:,} {'document' if report.documents == 1 else 'documents'}"
+        say(f"{state}: {count} annotated, results in {options.out}.")
+    elif f".{options.format or 'jsonl'}" in STREAMED:
+        _to_standard_output(options, source)
+    else:  # tables need to know every field before the first row
+        with TemporaryDirectory() as folder:
+            target = Path(folder) / f"output.{options.format}"
+            _to_files(options, target, source)
+            with target.open("rb") as file:
+                shutil.copyfileobj(file, sys.stdout.buffer)
+            sys.stdout.buffer.flush()
+    return OK
+
+
+def _to_files(options: argparse.Namespace, output: str | Path, source: "Source") -> "Report":
+    from decodner_hf.corpus import ShownProgress
+    from decodner_hf.corpus.inputs import spooled
+    from decodner_hf.corpus.run import run_job
+
+    spool = Path(f"{str(output).rstrip('/')}.stdin{source.suffix}") if STANDARD in options.inputs else None
+    if spool is not None:
+        if options.overwrite:
+            spool.unlink(missing_ok=True)
+        source = spooled(source, spool, options.resume)
+    job = _plan(options, output, source)
     journal = job.side_file("journal")
     try:
-        report = run_job(
+        return run_job(
             job,
             lambda: load_pipeline(options),
             resume=options.resume,
@@ -81,10 +136,33 @@ def run(options: argparse.Namespace) -> int:
             warn=warn,
         )
     except BaseException:
-        if journal.exists():
+        if journal.exists() and options.out != STANDARD:
             say(f"what was done is kept in {journal}: the same command with --resume goes on.")
         raise
-    state = "complete already" if report.was_complete else "complete"
-    count = f"{report.documents:,} {'document' if report.documents == 1 else 'documents'}"
-    say(f"{state}: {count} annotated, results in {options.out}.")
-    return OK
+    finally:
+        if spool is not None and not journal.exists():
+            spool.unlink(missing_ok=True)
+
+
+def _to_standard_output(options: argparse.Namespace, source: "Source") -> None:
+    from decodner_hf.corpus import ShownProgress
+    from decodner_hf.corpus.run import stream_job
+
+    job = _plan(options, STANDARD, source)
+    progress = None if sys.stdout.isatty() else ShownProgress(say)
+    stream_job(job, lambda: load_pipeline(options), sys.stdout.buffer, progress=progress, warn=warn)
+
+
+def _plan(options: argparse.Namespace, output: str | Path, source: "Source") -> "Job":
+    from decodner_hf.corpus.job import plan_job
+    from decodner_hf.corpus.readers import Layout
+
+    return plan_job(
+        [source if given == STANDARD else given for given in options.inputs],
+        output,
+        layout=Layout(options.text_column, options.whole_file, options.file_column),
+        entities_column=options.entities_column,
+        output_format=options.format,
+        skip_errors=options.on_error == "skip",
+        warn=warn,
+    )

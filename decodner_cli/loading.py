@@ -84,7 +84,17 @@ def _pipeline(model: str, options: argparse.Namespace) -> "DecodNERPipeline":
 
     loaded = DecodNERForSpanClassification.from_pretrained(model, dtype=options.dtype)
     tokenizer = AutoTokenizer.from_pretrained(loaded.config.name_or_path or model)  # an adapter has its base's
-    chosen = {"candidate_labels": options.labels, "threshold": _threshold(options), "overlap": options.overlap}
+    chosen = {
+        "candidate_labels": options.labels,
+        "threshold": _threshold(options),
+        "overlap": options.overlap,
+        "multi_label": options.multi_label or None,
+        "return_all_scores": options.all_scores or None,
+        "max_span_words": options.max_span_words,
+        "long_documents": options.long_documents,
+        "token_budget": options.token_budget,
+        "compile": options.compile or None,
+    }
     return DecodNERPipeline(
         model=loaded,
         tokenizer=tokenizer,

@@ -8,8 +8,11 @@ Knows nothing of what a command does.
 import argparse
 import io
 import os
+import shlex
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
+from importlib import metadata
 
 from . import annotate, tag, train
 from .messages import say
@@ -43,9 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments and sys.stdin.isatty():
         command_parser().print_help(sys.stderr)
         return USAGE
-    if not arguments or arguments[0] not in (*COMMANDS, "-h", "--help"):
-        arguments.insert(0, "tag")
     try:
+        if not arguments or arguments[0] not in (*COMMANDS, "-h", "--help", "--version"):
+            _check_command(arguments)
+            arguments.insert(0, "tag")
         options = command_parser().parse_args(arguments)
         options.check(options, options.parser.error)
     except SystemExit as stop:  # argparse has printed its message
@@ -63,10 +67,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         return FAILED
 
 
+def _check_command(arguments: Sequence[str]) -> None:
+    """Refuses a first word that was meant as a command: `decodner tagg TEXT` would tag the word "tagg"."""
+    first = arguments[0] if len(arguments) > 1 else ""
+    meant = get_close_matches(first.lower(), COMMANDS, n=1, cutoff=0.75)
+    if meant:
+        rest = " ".join(shlex.quote(argument) for argument in arguments)
+        command_parser().error(
+            f"there is no command {first!r}: did you mean `decodner {meant[0]}`? "
+            f"To find entities in the text {first!r}: decodner tag {rest}"
+        )
+
+
+def _version() -> str:
+    try:
+        return metadata.version("decodner-hf")
+    except metadata.PackageNotFoundError:
+        return "(not installed: run from its source)"
+
+
 def command_parser() -> argparse.ArgumentParser:
     """Returns the parser; what it parses has `run`, `check` and `parser` of the command that was chosen."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("decodner", description=EXAMPLES, formatter_class=raw, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"decodner {_version()}")
     commands = parser.add_subparsers(metavar=f"{{{','.join(COMMANDS)}}}", required=True)
     for name, module in COMMANDS.items():
         command = commands.add_parser(

@@ -83,7 +83,7 @@ def _print(results: "Iterator[tuple[Record, Entities]]", form: str, numbered: bo
         documents = [{"text": record.text, "entities": entities} for record, entities in results]
         print(json.dumps(documents, ensure_ascii=False, indent=2), flush=True)
     else:
-        print("".join(html_page((record.text, entities) for record, entities in results)), end="", flush=True)
+        print("".join(html_page((record.text, entities, {}) for record, entities in results)), end="", flush=True)
 
 
 def _given(texts: Sequence[str]) -> "Iterator[Record]":

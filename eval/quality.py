@@ -38,7 +38,7 @@ COARSE = ("conll2003", "wikigold")  # PER, ORG, LOC, MISC, in documents
 SEEN = {"wnut17": "test", "bc5cdr": "test", "ncbi_disease": "test", "multiconer2": "dev", "stackoverflow": "test"}
 RESAMPLES = 1000
 PRECEDING_WORDS = 60
-READ = {None: "sentences", "document": "documents", "preceding": "sentences behind their document"}
+READ = {None: "sentences", "document": "documents", "preceding": "sentences after their context"}
 AVERAGE = "average of the zero-shot sets"
 
 

@@ -85,7 +85,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
 
 
 def tiny_config(model_type: str, **overrides: Any) -> PreTrainedConfig:
-    """A configuration of `model_type` small enough to run in milliseconds."""
+    """Returns a configuration of `model_type` small enough to run in milliseconds."""
     defaults = CONFIG_MAPPING[model_type]()
     known = set(vars(defaults)) | set(getattr(defaults, "attribute_map", {}))
     values = {name: value for name, value in (TINY | TINY_PARTS).items() if name in known}
@@ -105,7 +105,7 @@ def tiny_config(model_type: str, **overrides: Any) -> PreTrainedConfig:
 
 
 def tiny_model(config: PreTrainedConfig, seed: int = 0, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """A random native causal LM with eager attention, its weights enlarged, those of queries and keys most."""
+    """Returns a random native causal LM with eager attention, its weights enlarged, those of queries and keys most."""
     config._experts_implementation = "eager"  # grouped matrix products have no float64
     torch.manual_seed(seed)
     model: PreTrainedModel = native_class(config)._from_config(config, attn_implementation="eager", dtype=dtype)
@@ -151,7 +151,7 @@ class Exactness:
 
 
 def spans_of(document: Sequence[int], width: int = WIDTH) -> list[list[int]]:
-    """All spans of 1 to `width` tokens."""
+    """Returns all spans of 1 to `width` tokens."""
     return [list(document[i : i + n]) for i in range(len(document)) for n in range(1, width + 1)][: -width + 1]
 
 

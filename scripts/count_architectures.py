@@ -1,8 +1,8 @@
-"""Counts the decoder architectures of the installed transformers that span scoring is exact for.
+"""Counts the decoder architectures of the installed transformers for which span scoring is exact.
 
 In: nothing, or model types to try. Out: a line for each causal language model type and, last, one JSON line.
-Each is made tiny and random; the guard then admits or refuses it, and what it admits is compared with the native model
-run on every prompt alone, in float32.
+Each is made tiny and random; the load-time checks then accept or refuse it, and an accepted one is compared with the
+native model run on every prompt alone, in float32.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def try_architecture(model_type: str) -> tuple[str, str]:
 
 
 def judge(errors: Exactness) -> tuple[str, str]:
-    """Whether the differences are rounding."""
+    """Tells whether the differences are rounding."""
     figures = f"error {errors.worst:.1e} at |logit| {errors.largest_logit:.2g}, wrong mask {errors.control:.2g}"
     if errors.worst > TOLERANCE * max(1.0, errors.largest_logit):
         return "differs", figures

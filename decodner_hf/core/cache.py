@@ -1,7 +1,7 @@
-"""The shared prefix's keys and values: written by prefix passes, only read by span passes.
+"""Holds the shared prefix's keys and values: written by prefix passes, only read by span passes.
 
 In: K/V of each attention call, handed over by the attention function. Out: views of the prefix in its buffers.
-`DualBufferCache` is also an ordinary transformers `Cache`: given to a plain forward as `past_key_values`, it appends
+`DualBufferCache` is also an ordinary transformers `Cache`: given to a plain forward as `cache`, it appends
 to a second buffer, the suffix, and returns prefix + suffix.
 Knows nothing of forests, masks or models.
 """
@@ -223,7 +223,7 @@ class DualBufferCache(Cache):
         self._owner = weakref.ref(model)
 
     def belongs_to(self, model: Any) -> bool:
-        """Whether `model` encoded the prefix; an empty cache, or one that was unpickled, is taken for anybody's."""
+        """Whether `model` encoded the prefix; an empty cache, or one that was unpickled, counts as any model's."""
         return not self.prefix_length or self._owner is None or self._owner() is model
 
     def __getstate__(self) -> dict[str, Any]:
@@ -242,7 +242,7 @@ class DualBufferCache(Cache):
         """Raises a ValueError if `new_tokens` more prefix tokens do not fit, or if a suffix stands in their way."""
         suffix = self.get_seq_length() - self.prefix_length
         if suffix:
-            raise ValueError(f"the cache holds {suffix} suffix tokens behind its prefix: crop or reset it first.")
+            raise ValueError(f"the cache holds {suffix} suffix tokens after its prefix: crop or reset it first.")
         if self.max_prefix_len is not None and self.prefix_length + new_tokens > self.max_prefix_len:
             raise ValueError(
                 f"the prefix would have {self.prefix_length + new_tokens} tokens ({self.prefix_length} cached, "
@@ -251,7 +251,7 @@ class DualBufferCache(Cache):
             )
 
     def write_prefix(self, layer_idx: int, call: int, key: torch.Tensor, value: torch.Tensor) -> None:
-        """Stores the new tokens' key [1, Hkv, n, Dk] and value [1, Hkv, n, Dv] behind the cached prefix.
+        """Stores the new tokens' key [1, Hkv, n, Dk] and value [1, Hkv, n, Dv] after the cached prefix.
 
         They count as cached only after `commit`, so that a pass that fails half-way leaves the cache as it was.
         """

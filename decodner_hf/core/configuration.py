@@ -1,4 +1,4 @@
-"""The configuration of a DecodNER model: which decoder scores the spans, and how text becomes entities.
+"""Defines the configuration of a model: which decoder scores the spans, and how text becomes entities.
 
 In: keyword arguments or a saved config.json. Out: a validated `DecodNERConfig`.
 Knows nothing of tokenizers, tensors or weights.
@@ -126,14 +126,14 @@ class DecodNERConfig(PreTrainedConfig):
         return set(vars(PreTrainedConfig())) | own | CONFIG_KEYS
 
     def to_dict(self) -> dict[str, Any]:
-        """As its base, without the path that the decoder was loaded from: it says nothing elsewhere."""
+        """Returns all values, without the path that the decoder was loaded from: it means nothing elsewhere."""
         values: dict[str, Any] = super().to_dict()
         if isinstance(values.get("text_config"), dict):
             values["text_config"].pop(CONFIG_PATH, None)
         return values
 
     def settings(self) -> dict[str, Any]:
-        """What `to_dict` gives, without attributes that others have set and this class does not know."""
+        """Returns the values of `to_dict`, without attributes that others have set and this class does not know."""
         known = self._known_keys()
         return {name: value for name, value in self.to_dict().items() if name in known}
 
@@ -156,14 +156,14 @@ class DecodNERConfig(PreTrainedConfig):
             labels = normalize_labels(self.entity_labels)
             descriptions |= {name: text for name, text in labels.items() if text is not None}
             self.entity_labels = list(labels)
-        strangers = sorted(set(descriptions) - set(self.entity_labels or ()))
-        if strangers:
-            raise ValueError(f"label_descriptions names {strangers}, which are not in entity_labels.")
+        unknown = sorted(set(descriptions) - set(self.entity_labels or ()))
+        if unknown:
+            raise ValueError(f"label_descriptions names {unknown}, which are not in entity_labels.")
         self.label_descriptions = descriptions
 
     @property
     def labels(self) -> dict[str, str | None]:
-        """The model's own labels in prompt order, each with its description or None; empty where it has none."""
+        """Returns the model's own labels in prompt order, each with its description or None; empty without labels."""
         return {name: self.label_descriptions.get(name) for name in self.entity_labels or ()}
 
     def _set_prompt(self) -> None:

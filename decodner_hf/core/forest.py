@@ -3,6 +3,7 @@
 In: token ids of documents and of span paths. Out: `TokenForest`.
 The nodes are in depth-first pre-order and `subtree_end[j]` is the index of node j's last descendant, inclusive, so
 that node i sees node j iff `j <= i <= subtree_end[j]`. Spans that share their first tokens share nodes.
+Attention over a tree of tokens: SpecInfer (Miao et al., arXiv:2305.09781), Medusa (Cai et al., arXiv:2401.10774).
 Knows nothing of tokenizers, labels or attention.
 """
 

@@ -1,4 +1,4 @@
-"""What goes with a saved model: its code, its tokenizer, its card; and the way to the Hub.
+"""Writes what goes with a saved model: its code, its tokenizer, its card; and uploads it to the Hub.
 
 In: a model's configuration or a tokenizer, and a directory. Out: files in it.
 Knows nothing of weights, tensors or text to annotate.

@@ -3,6 +3,7 @@
 """The GPU kernel for the attention of a token forest over a shared prefix: online softmax, forward only.
 
 In: pointers or tensor descriptors and the tables of `BlockMap`. Out: attended values, written in place.
+Online softmax: Milakov and Gimelshein, arXiv:1805.02867.
 Every query row meets its forest tiles, then the prefix, in one launch; tiles that all rows see whole carry no mask
 arithmetic. Knows nothing of torch; its launcher chooses tile sizes. Needs Triton.
 """

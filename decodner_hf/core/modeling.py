@@ -1,4 +1,4 @@
-"""The model: a causal decoder of transformers that scores a token forest over a cached prefix.
+"""Defines the model: a causal decoder of transformers that scores a token forest over a cached prefix.
 
 In: token ids, positions and tree structure. Out: logits of the label symbols at every span, [S, L].
 The decoder is a native class of transformers, loaded, sharded, quantized and saved by its own code; only its attention
@@ -103,7 +103,7 @@ class DecodNERForSpanClassification(PreTrainedModel):
         """Does nothing: the backbone initialised or loaded its own weights."""
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        """Moves or casts the weights; none of them stays behind where they were because a graph reads them."""
+        """Moves or casts the weights; graphs, which read them at their old addresses, are released first."""
         if self.graphs is not None:
             self.graphs.release()
         return super()._apply(fn, recurse)
@@ -281,11 +281,11 @@ class DecodNERForSpanClassification(PreTrainedModel):
             self.backbone.train(was_training)
 
     def get_input_embeddings(self) -> Any:
-        """The decoder's token embedding."""
+        """Returns the decoder's token embedding."""
         return self.backbone.get_input_embeddings()
 
     def get_output_embeddings(self) -> Any:
-        """The decoder's head."""
+        """Returns the decoder's head."""
         return self.backbone.get_output_embeddings()
 
     def forward(
@@ -302,7 +302,7 @@ class DecodNERForSpanClassification(PreTrainedModel):
         num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs: Any,
     ) -> Any:
-        """One packed pass; without `subtree_end` the decoder's ordinary forward, with the decoder's own output.
+        """Runs one packed pass; without `subtree_end` the decoder's ordinary forward, with the decoder's own output.
 
         Args:
             input_ids: int64 [1, N], the forest's tokens.

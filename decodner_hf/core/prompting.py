@@ -1,29 +1,34 @@
-"""The prompt around a span, and the single tokens that stand for labels in it.
+"""Encodes the prompt around a span, and chooses the single tokens that stand for labels in it.
 
-In: labels and a fast tokenizer. Out: token ids of the prompt's parts, and `LabelSymbols`.
+In: labels and a fast tokenizer. Out: token ids of the prompt's parts, `LabelSymbols`, and `EncodedPrompt`.
 The prompt is a prefix that every document shares (instruction and entity types), a chain per document
 (`document_head`, the text, `document_tail`), a span, and an answer cue where one is set.
 Knows nothing of candidate spans, forests or models.
 """
 
 import string
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from threading import Lock
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
+from .arrays import IntArray
 from .configuration import PROMPT_DEFAULTS, DecodNERConfig, normalize_labels
 from .tokenization import check_tokenizer, continuation_ids, opening_ids
-from .validation import is_count
+from .validation import check_count
 
-IntArray = NDArray[np.int64]
 CUE_ANCHORS = ("a", ":", "0", "\n")  # a span mostly ends in a letter
+KEPT_LABEL_SETS = 64
 SYMBOLS_AT_ONCE = 1024  # possible symbols tokenized together
 CHAT_MARK = "DECODNER"  # stands for the user's message while a chat template is rendered
+
+
+Labels = tuple[tuple[str, str | None], ...]  # (name, description) in prompt order, hashable
 
 
 class TooManyLabelsError(ValueError):
@@ -44,7 +49,7 @@ class LabelSymbols:
 
     Attributes:
         symbols: L + 1 strings, as the prompt names them.
-        token_ids: int64 [L + 1], all different: each symbol's token as it stands behind a span.
+        token_ids: int64 [L + 1], all different: each symbol's token as it stands after a span.
     """
 
     symbols: tuple[str, ...]
@@ -52,8 +57,28 @@ class LabelSymbols:
 
 
 @dataclass(frozen=True)
+class EncodedPrompt:
+    """The part of the prompt that documents share, for one set of labels.
+
+    Attributes:
+        prefix_token_ids: int64 [P].
+        symbol_token_ids: int64 [L + 1], the none label's first.
+        cue_token_ids: int64 [n], what follows every span.
+    """
+
+    prefix_token_ids: IntArray
+    symbol_token_ids: IntArray
+    cue_token_ids: IntArray
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of positions that prefix and cue take."""
+        return len(self.prefix_token_ids) + len(self.cue_token_ids)
+
+
+@dataclass(frozen=True)
 class PromptTemplate:
-    """The parts of the prompt; each may be replaced, and an empty part leaves nothing behind.
+    """The parts of the prompt; each may be replaced, and of an empty part nothing is left.
 
     Attributes:
         instruction: first line of the prompt.
@@ -132,7 +157,7 @@ class PromptTemplate:
     def encode_cue(self, tokenizer: PreTrainedTokenizerBase) -> IntArray:
         """Token ids, int64 [n], that follow every span before the model gives a label symbol; often none.
 
-        With `chat_template` they close the user's turn and open the assistant's, and the answer cue comes behind.
+        With `chat_template` they close the user's turn and open the assistant's, and the answer cue comes last.
 
         Raises:
             ValueError: as `encode_prefix`.
@@ -141,7 +166,7 @@ class PromptTemplate:
         return continuation_ids(tokenizer, [closing + self.answer_cue], CUE_ANCHORS)[0]
 
     def _chat_frame(self, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
-        """What the chat template puts before and behind the user's message."""
+        """Returns what the chat template puts before and after the user's message."""
         check_tokenizer(tokenizer)
         if not tokenizer.chat_template:
             raise ValueError(
@@ -150,10 +175,10 @@ class PromptTemplate:
             )
         message = [{"role": "user", "content": CHAT_MARK}]
         rendered: Any = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
-        before, *behind = str(rendered).split(CHAT_MARK)
-        if len(behind) != 1:
-            raise ValueError(f"the chat template renders the user's message {len(behind)} times; once is needed.")
-        return before, behind[0]
+        before, *after = str(rendered).split(CHAT_MARK)
+        if len(after) != 1:
+            raise ValueError(f"the chat template renders the user's message {len(after)} times; once is needed.")
+        return before, after[0]
 
 
 def choose_symbols(tokenizer: PreTrainedTokenizerBase, num_labels: int) -> LabelSymbols:
@@ -167,8 +192,7 @@ def choose_symbols(tokenizer: PreTrainedTokenizerBase, num_labels: int) -> Label
         ValueError: a tokenizer that is not fast, or no label.
     """
     check_tokenizer(tokenizer)
-    if not is_count(num_labels):
-        raise ValueError(f"num_labels must be at least 1, not {num_labels!r}.")
+    check_count("num_labels", num_labels)
     chosen = _numbers(tokenizer, num_labels + 1)
     if len(chosen) <= num_labels:
         chosen = {}
@@ -185,12 +209,80 @@ def choose_symbols(tokenizer: PreTrainedTokenizerBase, num_labels: int) -> Label
 
 def shard_labels(labels: Mapping[str, str | None], max_labels: int) -> list[dict[str, str | None]]:
     """Cuts labels into as few shards as possible of at most `max_labels` each, in order and of like size."""
-    if not is_count(max_labels):
-        raise ValueError(f"a shard must hold at least 1 label, not {max_labels!r}.")
+    check_count("max_labels", max_labels)
     items = list(normalize_labels(labels).items())
     count = -(-len(items) // max_labels)
     bounds = [len(items) * shard // count for shard in range(count + 1)]
     return [dict(items[start:end]) for start, end in pairwise(bounds)]
+
+
+class LabelPrompts:
+    """Encodes the prompts of label sets, and keeps those of the sets asked for last. Threads may share it."""
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, template: PromptTemplate, max_positions: int | None = None
+    ) -> None:
+        """Takes `max_positions` of the model, of which a label set that needs several prompts fills at most half."""
+        self.tokenizer, self.template, self.max_positions = tokenizer, template, max_positions
+        self._kept: OrderedDict[Labels, tuple[EncodedPrompt, ...]] = OrderedDict()
+        self._lock = Lock()
+
+    def __call__(self, labels: Labels) -> tuple[EncodedPrompt, ...]:
+        """Returns the prompts of a label set: one, or as many shards as symbols and positions make necessary.
+
+        Raises:
+            ValueError: a tokenizer without symbols, labels that `PromptTemplate.prefix_text` refuses, or a prompt of
+                a single label that leaves no position for a document and a span.
+        """
+        with self._lock:
+            if labels not in self._kept:
+                self._kept[labels] = self._encode(dict(labels))
+                if len(self._kept) > KEPT_LABEL_SETS:
+                    self._kept.popitem(last=False)
+            self._kept.move_to_end(labels)
+            return self._kept[labels]
+
+    def _encode(self, labels: dict[str, str | None]) -> tuple[EncodedPrompt, ...]:
+        most = len(labels)  # per prompt
+        while True:
+            try:
+                prompts = self._shards(labels, most)
+            except TooManyLabelsError as error:
+                if not 0 < error.available < most:
+                    raise
+                most = error.available
+                continue
+            if prompts is not None:
+                self._check_room(prompts)
+                return prompts
+            most = -(-most // 2)
+
+    def _shards(self, labels: dict[str, str | None], most: int) -> tuple[EncodedPrompt, ...] | None:
+        """Encodes prompts of at most `most` labels each; None if one of them fills more than half of the positions."""
+        cue = self.template.encode_cue(self.tokenizer)
+        symbols: dict[int, LabelSymbols] = {}  # by number of labels; shards have one of two
+        prompts = []
+        for shard in shard_labels(labels, most):
+            if len(shard) not in symbols:
+                symbols[len(shard)] = choose_symbols(self.tokenizer, len(shard))
+            prefix = self.template.encode_prefix(self.tokenizer, shard, symbols[len(shard)])
+            if most > 1 and self.max_positions is not None and len(prefix) > self.max_positions // 2:
+                return None
+            prompts.append(EncodedPrompt(prefix, symbols[len(shard)].token_ids, cue))
+        return tuple(prompts)
+
+    def _check_room(self, prompts: Sequence[EncodedPrompt]) -> None:
+        if self.max_positions is None:
+            return
+        frame = f"{self.template.document_head}{self.template.document_tail}"
+        least = len(continuation_ids(self.tokenizer, [frame])[0]) + 2  # a text and a span of one token each
+        longest = max(prompts, key=lambda prompt: prompt.num_tokens)
+        if longest.num_tokens + least > self.max_positions:
+            raise ValueError(
+                f"the prompt of {len(longest.symbol_token_ids) - 1} label(s) takes {longest.num_tokens} tokens and a "
+                f"document at least {least} more, but the model has {self.max_positions} positions: shorten the "
+                "label's name or description or the prompt's instruction, or use a model with more positions."
+            )
 
 
 def _numbers(tokenizer: PreTrainedTokenizerBase, count: int) -> dict[str, int]:

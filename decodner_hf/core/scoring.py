@@ -1,18 +1,18 @@
-"""Scores encoded documents with a model, in packed passes of at most a budget of tokens.
+"""Scores prepared documents with a model, in packed passes of at most a budget of tokens.
 
-In: encoded prompts and documents. Out: label logits of every candidate span, document by document.
+In: prepared documents, whose windows and prompts are token ids. Out: label logits of every candidate span, document by
+document, asynchronously: passes are launched without waiting for their results.
 Short documents share a pass; a document beyond the budget is kept as a prefix and its spans take several passes. The
-result does not depend on the packing. Passes are launched without waiting for their results, so that the host can
-prepare the next ones and decode the last ones meanwhile. Where memory runs out, the budget is halved and the pass
-repeated.
+result does not depend on the packing. Where memory runs out, the budget is halved and the pass repeated.
 Knows nothing of text, thresholds or entities.
 """
 
 import logging
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from threading import RLock
 from typing import Any
 
@@ -20,48 +20,50 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from .arrays import IntArray
 from .cache import DualBufferCache
+from .decoding import merge_shards
 from .forest import SpanPaths, build_forest
 from .modeling import DecodNERForSpanClassification
+from .pipeline_io import PreparedDocument
+from .prompting import EncodedPrompt
 from .spans import EncodedDocument
 from .transfers import HostCopy, is_out_of_memory
 from .weights import WeightsWatch
 
-IntArray = NDArray[np.int64]
-FloatArray = NDArray[np.floating[Any]]
+LogitArray = NDArray[np.floating[Any]]  # float32, or float64 where the model or several prompts make it so
 
 logger = logging.getLogger(__name__)
 
 ACTIVATION_BYTES = 9 * 2**27  # of a pass on a GPU: 1.125 GiB, the default budget's measure
-GPU_BUDGETS = (4096, 65536)  # the least and the most forest nodes a pass by default
+GPU_BUDGETS = (4096, 65536)  # the fewest and the most forest nodes per pass by default
 GPU_BUDGET_STEP = 512
 CPU_BUDGET = 4096
 SMALLEST_BUDGET = 64
-KEPT_PREFIXES = 8
+KEPT_PREFIXES = 8  # at least, whatever their size
+KEPT_PREFIX_BYTES = 2**30  # more than KEPT_PREFIXES are kept up to this size
 
 
 @dataclass(frozen=True)
-class EncodedPrompt:
-    """The part of the prompt that documents share, for one set of labels.
+class ScoredDocument:
+    """A document with its results.
 
     Attributes:
-        prefix_token_ids: int64 [P].
-        symbol_token_ids: int64 [L + 1], the none label's first.
-        cue_token_ids: int64 [n], what follows every span.
+        prepared: the document.
+        label_logits: [S, L + 1], the none label's first; S candidate spans of all its windows, one after the other.
     """
 
-    prefix_token_ids: IntArray
-    symbol_token_ids: IntArray
-    cue_token_ids: IntArray
+    prepared: PreparedDocument
+    label_logits: LogitArray
 
 
 @dataclass(frozen=True)
-class ScoredRun:
-    """Label logits of consecutive documents, on their way from the device.
+class _Run:
+    """Label logits of consecutive windows, on their way from the device.
 
     Attributes:
         pieces: which of the run's S spans, and their logits [K, L + 1].
-        cu_spans: int64 [B + 1], where each document's spans start.
+        cu_spans: int64 [B + 1], where each window's spans start.
         num_columns: L + 1.
     """
 
@@ -69,8 +71,8 @@ class ScoredRun:
     cu_spans: IntArray
     num_columns: int
 
-    def logits(self) -> list[FloatArray]:
-        """Waits for them; float32 or float64 [spans of the document, L + 1] each."""
+    def logits(self) -> list[LogitArray]:
+        """Waits for them; [spans of the window, L + 1] each."""
         arrays = [download.array() for _, download in self.pieces]
         dtype = arrays[0].dtype if arrays else np.dtype(np.float32)
         logits = np.full((int(self.cu_spans[-1]), self.num_columns), np.nan, dtype)
@@ -79,11 +81,37 @@ class ScoredRun:
         return [logits[first:last] for first, last in pairwise(self.cu_spans.tolist())]
 
 
+@dataclass(frozen=True)
+class PendingScores:
+    """The scores of documents whose passes were launched.
+
+    Attributes:
+        documents: B documents.
+        shards: per prompt the runs of the documents' windows.
+    """
+
+    documents: Sequence[PreparedDocument]
+    shards: Sequence[Sequence[_Run]]
+
+    def wait(self) -> list[ScoredDocument]:
+        """Returns the documents with their label logits, once these have arrived."""
+        shards = [[logits for run in runs for logits in run.logits()] for runs in self.shards]
+        windows = (merge_shards(parts) if len(parts) > 1 else parts[0] for parts in zip(*shards, strict=True))
+        return [
+            ScoredDocument(document, np.concatenate(list(islice(windows, len(document.windows)))))
+            for document in self.documents
+        ]
+
+
 class DocumentScorer:
-    """Runs documents through a model; keeps the prefixes it has encoded."""
+    """The scoring stage: runs documents through a model, and keeps the prefixes that it has encoded.
+
+    Attributes:
+        token_budget: forest nodes per pass.
+    """
 
     def __init__(self, model: DecodNERForSpanClassification, token_budget: int | None = None) -> None:
-        """Takes `token_budget` forest nodes a pass, or a default for the model and its device."""
+        """Takes `token_budget` forest nodes per pass, or a default for the model and its device."""
         self.model = model
         budget = token_budget or default_budget(model)
         self.token_budget = min(budget, model.node_limit or budget)
@@ -91,57 +119,56 @@ class DocumentScorer:
         self._watch = WeightsWatch(model.backbone)
         self._lock = RLock()  # prefixes are shared, and grow while a long document is scored
 
-    def score(self, prompts: Sequence[EncodedPrompt], documents: Sequence[EncodedDocument]) -> list[list[FloatArray]]:
-        """`launch`, and the results: per prompt and document the label logits, float32 [S, L + 1]."""
-        return [collect(runs) for runs in self.launch(prompts, documents)]
+    def score(self, documents: Sequence[PreparedDocument]) -> list[ScoredDocument]:
+        """Scores documents of one label set: `launch`, and the results."""
+        return self.launch(documents).wait()
 
-    def launch(self, prompts: Sequence[EncodedPrompt], documents: Sequence[EncodedDocument]) -> list[list[ScoredRun]]:
-        """Starts scoring documents against each prompt.
-
-        Args:
-            prompts: the shards of a label set; one where the labels fit a prompt.
-            documents: B documents.
-
-        Returns:
-            Per prompt the runs of documents, whose label logits have the none label's first.
+    def launch(self, documents: Sequence[PreparedDocument]) -> PendingScores:
+        """Starts scoring B documents of one label set against each of its prompts.
 
         Raises:
             ValueError: what the model refuses (a document beyond its positions, say).
         """
-        with self._lock:
+        windows = [window for document in documents for window in document.windows]
+        with self._lock, self._device():
             if self._watch.changed():  # prefixes encoded before are stale
                 self._prefixes.clear()
-            return [self._score_documents(prompt, documents) for prompt in prompts]
+            prompts = documents[0].prompts
+            keys = {prompt.prefix_token_ids.tobytes() for prompt in prompts}
+            return PendingScores(documents, [self._score_windows(prompt, windows, keys) for prompt in prompts])
 
-    def runs(self, sizes: Sequence[int]) -> Iterator[range]:
-        """Cuts items of these sizes, in nodes, into runs that fit the budget; a larger item is a run of its own."""
-        start, filled = 0, 0
-        for index, size in enumerate(sizes):
-            if index > start and filled + size > self.token_budget:
-                yield range(start, index)
-                start, filled = index, 0
-            filled += size
-        if start < len(sizes):
-            yield range(start, len(sizes))
+    def kept_prefixes(self) -> list[DualBufferCache]:
+        """Returns the prefixes that are kept, those used last at the end."""
+        return list(self._prefixes.values())
 
-    def prefix(self, prompt: EncodedPrompt) -> DualBufferCache:
-        """The prompt's prefix, encoded now or before."""
+    def _device(self) -> AbstractContextManager[Any]:
+        device = self.model.device
+        return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+    def _prefix(self, prompt: EncodedPrompt, needed: set[bytes]) -> DualBufferCache:
+        """Returns the prompt's prefix, encoded now or before; those of the other `needed` prompts are not dropped."""
         key = prompt.prefix_token_ids.tobytes()
-        if key not in self._prefixes:
-            self._prefixes[key] = self.model.encode_prefix(prompt.prefix_token_ids)
-            if len(self._prefixes) > KEPT_PREFIXES:
-                self._prefixes.popitem(last=False)
-        self._prefixes.move_to_end(key)
-        return self._prefixes[key]
+        if key in self._prefixes:
+            self._prefixes.move_to_end(key)
+            return self._prefixes[key]
+        cache = self._prefixes[key] = self.model.encode_prefix(prompt.prefix_token_ids)
+        held = sum(map(_prefix_bytes, self._prefixes.values()))
+        for other in [*(other for other in self._prefixes if other not in needed), key]:
+            if len(self._prefixes) <= KEPT_PREFIXES or held <= KEPT_PREFIX_BYTES:
+                break
+            held -= _prefix_bytes(self._prefixes.pop(other))
+        return cache
 
-    def _score_documents(self, prompt: EncodedPrompt, documents: Sequence[EncodedDocument]) -> list[ScoredRun]:
-        runs: list[ScoredRun] = []
+    def _score_windows(
+        self, prompt: EncodedPrompt, windows: Sequence[EncodedDocument], needed: set[bytes]
+    ) -> list[_Run]:
+        runs: list[_Run] = []
         scored = 0
-        while scored < len(documents):
-            left = documents[scored:]
-            run = next(self.runs([num_nodes(document) for document in left]))
+        while scored < len(windows):
+            left = windows[scored:]
+            run = next(packed_runs([window.max_nodes for window in left], self.token_budget))
             try:
-                runs.append(self._score_run(prompt, left[: len(run)]))
+                runs.append(self._score_run(prompt, left[: len(run)], needed))
                 scored += len(run)
             except RuntimeError as error:  # of which torch.OutOfMemoryError is one; the CPU's allocator has no other
                 if not is_out_of_memory(error) or self.token_budget <= SMALLEST_BUDGET:
@@ -151,8 +178,8 @@ class DocumentScorer:
 
     def _halve_budget(self) -> None:
         logger.warning(
-            "Out of memory with %d tokens a pass: repeating the pass with %d. Nothing is lost; set token_budget lower "
-            "to avoid this.",
+            "Out of memory with %d tokens per pass: repeating the pass with %d. Nothing is lost; set token_budget "
+            "lower to avoid this.",
             self.token_budget,
             self.token_budget // 2,
         )
@@ -161,30 +188,30 @@ class DocumentScorer:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _score_run(self, prompt: EncodedPrompt, documents: Sequence[EncodedDocument]) -> ScoredRun:
-        cu_spans = np.cumsum([0, *(document.candidates.num_spans for document in documents)])
+    def _score_run(self, prompt: EncodedPrompt, windows: Sequence[EncodedDocument], needed: set[bytes]) -> _Run:
+        cu_spans = np.cumsum([0, *(window.candidates.num_spans for window in windows)])
         columns = len(prompt.symbol_token_ids)
-        if len(documents) == 1 and num_nodes(documents[0]) > self.token_budget:
-            return ScoredRun(self._score_long(prompt, documents[0]), cu_spans, columns)
-        scored = [document for document in documents if document.candidates.num_spans]
+        scored = [window for window in windows if window.candidates.num_spans]
         if not scored:
-            return ScoredRun([], cu_spans, columns)
-        cache = self.prefix(prompt)
-        chains, paths = zip(*((d.chain_token_ids, d.candidates.paths) for d in scored), strict=True)
-        return ScoredRun(
-            [(np.arange(cu_spans[-1]), self._score_forest(prompt, cache, chains, paths))], cu_spans, columns
-        )
+            return _Run([], cu_spans, columns)
+        cache = self._prefix(prompt, needed)
+        if len(windows) == 1 and windows[0].max_nodes > self.token_budget:
+            return _Run(self._score_long(prompt, windows[0], cache), cu_spans, columns)
+        chains, paths = zip(*((window.chain_token_ids, window.candidates.paths) for window in scored), strict=True)
+        download = self._score_forest(prompt, cache, chains, paths)
+        return _Run([(np.arange(cu_spans[-1]), download)], cu_spans, columns)
 
-    def _score_long(self, prompt: EncodedPrompt, document: EncodedDocument) -> list[tuple[IntArray, HostCopy]]:
-        """Grows the prefix by the document, scores its spans in several passes, and takes the document off again."""
-        cache = self.prefix(prompt)
+    def _score_long(
+        self, prompt: EncodedPrompt, window: EncodedDocument, cache: DualBufferCache
+    ) -> list[tuple[IntArray, HostCopy]]:
+        """Grows the prefix by the window, scores its spans in several passes, and takes the window off again."""
         before = cache.prefix_length
         try:
-            for start in range(0, len(document.chain_token_ids), self.token_budget):
-                self.model.encode_prefix(document.chain_token_ids[start : start + self.token_budget], cache)
+            for start in range(0, len(window.chain_token_ids), self.token_budget):
+                self.model.encode_prefix(window.chain_token_ids[start : start + self.token_budget], cache)
             return [
                 (spans, self._score_forest(prompt, cache, [[]], [paths]))
-                for spans, paths in split_paths(document.candidates.paths, self.token_budget)
+                for spans, paths in _split_paths(window.candidates.paths, self.token_budget)
             ]
         finally:
             cache.crop(before - cache.prefix_length)
@@ -203,7 +230,7 @@ class DocumentScorer:
 
 
 def default_budget(model: DecodNERForSpanClassification) -> int:
-    """Forest nodes a pass: on a GPU as many as hold 1.125 GiB of activations in an MLP, from 4,096 to 65,536."""
+    """Returns the forest nodes per pass: on a GPU as many as hold 1.125 GiB of MLP activations, 4,096 to 65,536."""
     if model.device.type != "cuda":
         return CPU_BUDGET
     least, most = GPU_BUDGETS
@@ -212,9 +239,9 @@ def default_budget(model: DecodNERForSpanClassification) -> int:
 
 
 def activation_bytes_per_node(model: DecodNERForSpanClassification) -> int:
-    """What a forest node takes in an MLP.
+    """Returns the bytes that a forest node takes in an MLP.
 
-    It holds the states before, between and behind its norm and sum, both inner products and their product.
+    It holds the states before, between and after its norm and sum, both inner products and their product.
     """
     config = model.backbone.config.get_text_config(decoder=True)
     hidden = model.get_input_embeddings().weight.shape[1]
@@ -223,37 +250,41 @@ def activation_bytes_per_node(model: DecodNERForSpanClassification) -> int:
     return int(3 * model.dtype.itemsize * (hidden + widest))
 
 
-def collect(runs: Sequence[ScoredRun]) -> list[FloatArray]:
-    """The label logits of all the runs' documents, once they have arrived."""
-    return [logits for run in runs for logits in run.logits()]
+def _prefix_bytes(cache: DualBufferCache) -> int:
+    """Returns what the buffers of a prefix take."""
+    buffers = (buffer for layer in cache.layers for buffer in layer.calls)
+    return sum(part.nbytes for buffer in buffers for part in (buffer.keys, buffer.values) if part is not None)
 
 
-def num_nodes(document: EncodedDocument) -> int:
-    """The most forest nodes a document can have, its answer cues left out: nodes that spans share count repeatedly."""
-    return len(document.chain_token_ids) + len(document.candidates.paths.token_ids)
+def packed_runs(sizes: Sequence[int] | IntArray, budget: int) -> Iterator[range]:
+    """Cuts items of these sizes into consecutive runs of at most `budget` in all; a larger item is its own run."""
+    start, filled = 0, 0
+    for index, size in enumerate(sizes):
+        if index > start and filled + size > budget:
+            yield range(start, index)
+            start, filled = index, 0
+        filled += size
+    if start < len(sizes):
+        yield range(start, len(sizes))
 
 
-def split_paths(paths: SpanPaths, token_budget: int) -> Iterator[tuple[IntArray, SpanPaths]]:
-    """Cuts one document's paths into runs of at most `token_budget` tokens, or a single longer path.
+def _split_paths(paths: SpanPaths, budget: int) -> Iterator[tuple[IntArray, SpanPaths]]:
+    """Cuts one document's paths into runs of at most `budget` tokens, or a single longer path.
 
     Yields:
-        The indices [K] of the spans on a run's paths, and the run.
+        The indices [K] of the spans on a run's paths, in order of the paths, and the run.
     """
     order = np.argsort(paths.span_path, kind="stable")
-    ordered = paths.span_path[order]
-    bounds, first, count = paths.cu_seqlens, 0, len(paths.cu_seqlens) - 1
-    while first < count:
-        fitting = int(np.searchsorted(bounds, bounds[first] + token_budget, side="right")) - 1
-        last = max(fitting, first + 1)
-        spans = order[np.searchsorted(ordered, first) : np.searchsorted(ordered, last)]
+    ordered, bounds = paths.span_path[order], paths.cu_seqlens
+    for run in packed_runs(np.diff(bounds).tolist(), budget):
+        spans = order[np.searchsorted(ordered, run.start) : np.searchsorted(ordered, run.stop)]
         if len(spans):
             yield (
                 spans,
                 SpanPaths(
-                    token_ids=paths.token_ids[bounds[first] : bounds[last]],
-                    cu_seqlens=bounds[first : last + 1] - bounds[first],
-                    span_path=paths.span_path[spans] - first,
+                    token_ids=paths.token_ids[bounds[run.start] : bounds[run.stop]],
+                    cu_seqlens=bounds[run.start : run.stop + 1] - bounds[run.start],
+                    span_path=paths.span_path[spans] - run.start,
                     span_length=paths.span_length[spans],
                 ),
             )
-        first = last

@@ -2,7 +2,8 @@
 
 In: per candidate span its characters and its labels' scores. Out: indices of the selected spans and labels.
 Thresholds come first: a span below its label's threshold never competes; what is left is then selected.
-Many documents are served by one call; spans of different documents never compete.
+One call serves many documents; spans of different documents never compete. The exact flat selection is weighted
+interval scheduling (Kleinberg and Tardos, "Algorithm Design", section 6.1).
 Knows nothing of logits, label names, models or tokenizers.
 """
 

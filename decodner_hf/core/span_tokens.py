@@ -1,40 +1,37 @@
-"""Lays a batch of documents out as one page, and cuts the tokens of spans out of it.
+"""Tokenizes a batch of documents once, and cuts the tokens of their spans out of it.
 
-In: texts, their words and a fast tokenizer; then characters at which spans start and end. Out: token paths.
-Characters, tokens and words are counted on the page, the documents' chains one behind the other, so that no step
-loops over documents or spans. Knows nothing of what spans are wanted, of labels or of models.
+In: texts, their words and a fast tokenizer; then the characters at which spans start and end. Out: token paths.
+Characters, tokens and words are counted over the whole batch, the documents' chains one after the other, so that no
+step loops over documents or spans.
+Knows nothing of which spans are wanted, of labels or of models.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from .arrays import bounds_of, ramp_of
+from .arrays import BoolArray, IntArray, bounds_of, ramp_of
 from .tokenization import continuation_ids, encode_texts
-
-IntArray = NDArray[np.int64]
-BoolArray = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class Page:
-    """The chains (document head, text, document tail) of B documents: C characters, T tokens, W words.
+class TokenizedBatch:
+    """The tokenized chains (document head, text, document tail) of B documents: C characters, T tokens, W words.
 
     Attributes:
         text: the C characters.
         is_space: bool [C], whether a character is a space that something in its chain follows.
-        text_starts: int64 [B], where each text starts, behind the document head.
+        text_starts: int64 [B], where each text starts, after the document head.
         text_lengths: int64 [B].
         token_ids: int64 [T].
         cu_tokens: int64 [B + 1], where each chain's tokens start.
-        token_starts: int64 [T + 1], first character of each token; then the page's end.
+        token_starts: int64 [T + 1], first character of each token; then the batch's length.
         ends_before: int64 [T + 1], the largest end among the first t tokens (-1 for none).
         starts_from: int64 [T], the smallest start among tokens t and later.
         word_starts: int64 [W], first character of each word.
-        word_ends: int64 [W], character behind each word.
+        word_ends: int64 [W], one past the last character of each word.
         cu_words: int64 [B + 1], where each document's words start.
     """
 
@@ -59,26 +56,26 @@ class Page:
         tokenizer: PreTrainedTokenizerBase,
         head: str,
         tail: str,
-    ) -> "Page":
+    ) -> "TokenizedBatch":
         """Tokenizes `texts`, each between `head` and `tail`; `words` are as `split_texts` gives them."""
         chains = [f"{head}{text}{tail}" for text in texts]
         token_ids, token_starts, token_ends, token_counts = encode_texts(tokenizer, chains)
         word_starts, word_ends, word_counts = words
         cu_chars = bounds_of(_lengths(chains))
-        page = "".join(chains)
-        is_space = np.frombuffer(page.encode("utf-32-le"), np.uint32) == ord(" ")
+        joined = "".join(chains)
+        is_space = np.frombuffer(joined.encode("utf-32-le"), np.uint32) == ord(" ")
         is_space[cu_chars[1:] - 1] = False  # a chain's last character stands before nothing of the next chain
         token_shift = np.repeat(cu_chars[:-1], token_counts)
         token_starts, token_ends = token_starts + token_shift, token_ends + token_shift
         text_starts = cu_chars[:-1] + len(head)
         word_shift = np.repeat(text_starts, word_counts)
         return cls(
-            text=page,
+            text=joined,
             is_space=is_space,
             text_starts=text_starts,
             text_lengths=_lengths(texts),
             token_ids=token_ids,
-            token_starts=np.append(token_starts, len(page)),
+            token_starts=np.append(token_starts, len(joined)),
             cu_tokens=bounds_of(token_counts),
             ends_before=np.maximum.accumulate(np.append(-1, token_ends)),
             starts_from=np.minimum.accumulate(token_starts[::-1])[::-1],
@@ -110,7 +107,7 @@ class Page:
         return self.is_space[before] & is_cut & ((starts == before) | is_left_out), token
 
     def next_piece(self, positions: IntArray) -> tuple[IntArray, IntArray]:
-        """Per character position: the next word end at which a token ends, or beyond the page; and the token there."""
+        """Per character position: the next word end at which a token ends, or past the batch; and the token there."""
         is_cut, token, _ = self.cuts(self.word_ends)
         ends, tokens = self.word_ends[is_cut], token[is_cut]
         following = np.searchsorted(ends, positions, side="right")
@@ -118,14 +115,14 @@ class Page:
 
 
 @dataclass(frozen=True)
-class PagePaths:
+class BatchPaths:
     """The token paths of S spans on R paths, document after document.
 
     Attributes:
         token_ids: int64, the paths' tokens, one path after the other.
         cu_seqlens: int64 [R + 1], where each path starts in `token_ids`.
         document: int64 [R], ascending.
-        span_path: int64 [S], each span's path, counted on the page.
+        span_path: int64 [S], each span's path, counted over the batch.
         span_length: int64 [S], each span's number of tokens; 0 where the tokenizer has none for it.
     """
 
@@ -136,30 +133,30 @@ class PagePaths:
     span_length: IntArray
 
 
-def trace(
-    page: Page, document: IntArray, start: IntArray, end: IntArray, tokenizer: PreTrainedTokenizerBase
-) -> PagePaths:
-    """Finds the tokens of S spans: slices of the page's tokens wherever a span's bounds allow it.
+def span_paths(
+    batch: TokenizedBatch, document: IntArray, start: IntArray, end: IntArray, tokenizer: PreTrainedTokenizerBase
+) -> BatchPaths:
+    """Finds the tokens of S spans: slices of the batch's tokens wherever the spans' bounds allow it.
 
-    Spans that start at one character share a path, which holds the longest of them. Where a token starts there behind
+    Spans that start at one character share a path, which holds the longest of them. Where a token starts there after
     a single space, the path is a slice. Elsewhere its first piece, up to the next word end at which a token ends, is
-    tokenized anew behind a space, and a slice follows. A span that ends inside a token, or inside that first piece,
+    tokenized anew after a space, and a slice follows. A span that ends inside a token, or inside that first piece,
     or that has a space at its edge, is tokenized by itself and has its own path.
 
     Args:
-        page: the documents.
+        batch: the documents.
         document: int64 [S], each span's document.
-        start: int64 [S], first character on the page.
-        end: int64 [S], character behind the last one.
-        tokenizer: the tokenizer that made the page.
+        start: int64 [S], first character, counted over the batch.
+        end: int64 [S], one past its last character.
+        tokenizer: the tokenizer that the batch was made with.
     """
     heads, first_span, group = np.unique(start, return_index=True, return_inverse=True)  # G places where spans start
-    in_place, own_token = page.after_space(heads)
-    piece_end, piece_token = page.next_piece(heads)
+    in_place, own_token = batch.after_space(heads)
+    piece_end, piece_token = batch.next_piece(heads)
     first_token = np.where(in_place, own_token, piece_token)  # [G], where the slice starts
-    ends_token, end_token, _ = page.cuts(end)
+    ends_token, end_token, _ = batch.cuts(end)
     reaches = np.where(in_place[group], end_token > first_token[group], end >= piece_end[group])
-    is_bare = ~(page.is_space[start] | page.is_space[end - 1])  # offsets may leave out a space at a span's edge
+    is_bare = ~(batch.is_space[start] | batch.is_space[end - 1])  # offsets may leave out a space at a span's edge
     is_slice = ends_token & reaches & is_bare  # [S]
     last_token = np.zeros_like(heads)
     np.maximum.at(last_token, group[is_slice], end_token[is_slice])
@@ -167,7 +164,9 @@ def trace(
     sliced = np.flatnonzero(np.bincount(group[is_slice], minlength=len(heads)))
     headed = sliced[~in_place[sliced]]  # paths with a first piece of their own
     alone = np.flatnonzero(~is_slice)
-    made = _Made.of(page, np.append(heads[headed], start[alone]), np.append(piece_end[headed], end[alone]), tokenizer)
+    made = _Pieces.of(
+        batch, np.append(heads[headed], start[alone]), np.append(piece_end[headed], end[alone]), tokenizer
+    )
     made_start, made_length = np.zeros_like(heads), np.zeros_like(heads)
     made_start[headed], made_length[headed] = made.start[: len(headed)], made.length[: len(headed)]
 
@@ -184,20 +183,22 @@ def trace(
     span_row[alone] = len(sliced) + np.arange(len(alone))
     span_length = made_length[group] + end_token - first_token[group]
     span_length[alone] = made.length[len(headed) :]
-    return rows.paths(page.token_ids, made.token_ids, span_row, span_length)
+    return rows.paths(batch.token_ids, made.token_ids, span_row, span_length)
 
 
 @dataclass(frozen=True)
-class _Made:
-    """Pieces of the page tokenized by themselves, each as it stands after a space."""
+class _Pieces:
+    """Pieces of the batch tokenized by themselves, each as it stands after a space."""
 
     token_ids: IntArray
     start: IntArray  # [n], where each piece's tokens start in `token_ids`
     length: IntArray  # [n]
 
     @classmethod
-    def of(cls, page: Page, starts: IntArray, ends: IntArray, tokenizer: PreTrainedTokenizerBase) -> "_Made":
-        pieces = [page.text[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
+    def of(
+        cls, batch: TokenizedBatch, starts: IntArray, ends: IntArray, tokenizer: PreTrainedTokenizerBase
+    ) -> "_Pieces":
+        pieces = [batch.text[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
         number = {piece: index for index, piece in enumerate(dict.fromkeys(pieces))}
         encoded = continuation_ids(tokenizer, [f" {piece}" for piece in number])
         lengths = _lengths(encoded)
@@ -207,7 +208,7 @@ class _Made:
 
 @dataclass(frozen=True)
 class _Rows:
-    """R paths in the making: each a piece made anew, or nothing, and then a slice of the page's tokens, or nothing."""
+    """R paths to be made: of a piece tokenized by itself, a slice of the batch's tokens, or one after the other."""
 
     document: IntArray
     made_start: IntArray
@@ -215,7 +216,7 @@ class _Rows:
     slice_start: IntArray
     slice_length: IntArray
 
-    def paths(self, page_ids: IntArray, made_ids: IntArray, span_row: IntArray, span_length: IntArray) -> PagePaths:
+    def paths(self, batch_ids: IntArray, made_ids: IntArray, span_row: IntArray, span_length: IntArray) -> BatchPaths:
         """Sorts the rows by document and gathers their tokens; rows without tokens are left out."""
         lengths = self.made_length + self.slice_length
         order = np.argsort(self.document, kind="stable")
@@ -224,10 +225,10 @@ class _Rows:
         rank[order] = np.arange(len(order))
         lengths, made_length = lengths[order], np.repeat(self.made_length[order], lengths[order])
         depth = ramp_of(lengths)
-        in_made = len(page_ids) + np.repeat(self.made_start[order], lengths) + depth
-        in_page = np.repeat(self.slice_start[order], lengths) + depth - made_length
-        token_ids = np.append(page_ids, made_ids)[np.where(depth < made_length, in_made, in_page)]
-        return PagePaths(token_ids, bounds_of(lengths), self.document[order], rank[span_row], span_length)
+        in_made = len(batch_ids) + np.repeat(self.made_start[order], lengths) + depth
+        in_batch = np.repeat(self.slice_start[order], lengths) + depth - made_length
+        token_ids = np.append(batch_ids, made_ids)[np.where(depth < made_length, in_made, in_batch)]
+        return BatchPaths(token_ids, bounds_of(lengths), self.document[order], rank[span_row], span_length)
 
 
 def _lengths(rows: Sequence[Sequence[object] | IntArray]) -> IntArray:

@@ -1,33 +1,41 @@
-"""Finds the candidate spans of documents and cuts each one's tokens out of its document's own tokens.
+"""Encodes documents: finds their candidate spans and cuts each one's tokens out of its document's own tokens.
 
 In: texts (or lists of words), a fast tokenizer, a prompt template. Out: one `EncodedDocument` each, whose candidates
 are character offsets into the text, word indices and token paths: `text[start:end]` is the span, always.
-A batch is laid out as one page of characters and one row of tokens, so that no step loops over spans.
+A batch is tokenized as one row of characters and one of tokens, so that no step loops over spans.
 Knows nothing of labels, models or attention.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from .arrays import bounds_of, ramp_of
-from .candidates import Spans, Spots, read_documents, read_spans
+from .arrays import BoolArray, IntArray, bounds_of, ramp_of
 from .forest import SpanPaths
 from .prompting import PromptTemplate
-from .span_tokens import Page, PagePaths, trace
-from .tokenization import check_tokenizer, continuation_ids, encode_with_offsets
-from .validation import is_count
+from .span_tokens import BatchPaths, TokenizedBatch, span_paths
+from .tokenization import check_tokenizer, text_problem
+from .validation import check_count
+from .words import split_texts
 
-IntArray = NDArray[np.int64]
-BoolArray = NDArray[np.bool_]
+Spans = Sequence[tuple[int, int]] | IntArray
 
 
-class NoWindowError(ValueError):
-    """So little room that a document's windows cannot hold a candidate, or a single word."""
+class DocumentError(ValueError):
+    """A document that cannot be encoded or scored.
+
+    Attributes:
+        number: the document's number in what was given, from 0; None where only one was given.
+        reason: what is wrong with it.
+    """
+
+    def __init__(self, number: int | None, reason: str) -> None:
+        """Makes the message, which names the document unless it is the only one."""
+        super().__init__(reason if number is None else f"document {number}: {reason}")
+        self.number, self.reason = number, reason
 
 
 @dataclass(frozen=True)
@@ -36,9 +44,9 @@ class CandidateSpans:
 
     Attributes:
         start: int64 [S], first character in the user's text.
-        end: int64 [S], character behind the last one (half-open).
+        end: int64 [S], one past its last character.
         start_word: int64 [S], index of the first word that the span touches.
-        end_word: int64 [S], index behind the last one (half-open).
+        end_word: int64 [S], one past the last one.
         paths: the spans' tokens.
     """
 
@@ -71,13 +79,13 @@ class CandidateSpans:
 
 @dataclass(frozen=True)
 class EncodedDocument:
-    """One document, ready to be hung below the prompt's prefix.
+    """One document, ready to be placed below the prompt's prefix.
 
     Attributes:
         text: the user's text; words given as such joined by single spaces.
         chain_token_ids: int64 [n], the tokens of document head, text and document tail.
         word_starts: int64 [W], first character of each word.
-        word_ends: int64 [W], character behind each word.
+        word_ends: int64 [W], one past the last character of each word.
         candidates: the candidate spans.
     """
 
@@ -86,6 +94,11 @@ class EncodedDocument:
     word_starts: IntArray
     word_ends: IntArray
     candidates: CandidateSpans
+
+    @property
+    def max_nodes(self) -> int:
+        """The most forest nodes it can have, answer cues left out: nodes that spans share count repeatedly."""
+        return len(self.chain_token_ids) + len(self.candidates.paths.token_ids)
 
 
 def encode_documents(
@@ -100,7 +113,7 @@ def encode_documents(
     """Tokenizes B documents and makes their candidate spans; each comes out as it would alone.
 
     A span's tokens are a slice of its document's tokens, as if it stood after a space. Where no single space stands
-    before it, its tokens up to the first word end at which a token ends are made anew behind a space. A span that
+    before it, its tokens up to the first word end at which a token ends are made anew after a space. A span that
     does not end where a token ends is tokenized by itself. A span for which the tokenizer has no token (a control
     character that it drops, say) is no candidate.
 
@@ -114,50 +127,54 @@ def encode_documents(
             characters or, with `is_split_into_words`, of word indices. They keep their order.
 
     Returns:
-        One `EncodedDocument` a document. A blank text has no candidates.
+        One `EncodedDocument` per document. A blank text has no candidates.
 
     Raises:
-        ValueError: documents that are not valid text, an empty word, max_span_words below 1, or spans that are not
-            pairs of integers, empty, out of range or without a token.
+        DocumentError: a document that is not valid text, an empty word, or spans that are not pairs of integers,
+            empty, out of range or without a token.
+        ValueError: documents that are no list, max_span_words below 1, or another number of lists of spans.
     """
     check_tokenizer(tokenizer)
-    if not is_count(max_span_words):
-        raise ValueError(f"max_span_words must be at least 1, not {max_span_words!r}.")
-    texts, words = read_documents(documents, is_split_into_words)
+    check_count("max_span_words", max_span_words)
+    texts, words = _read_documents(documents, is_split_into_words)
     given = [None] * len(texts) if spans is None else list(spans)
     if len(given) != len(texts):
         raise ValueError(
-            f"{len(texts)} documents but {len(given)} lists of spans were given: one a document is needed."
+            f"{len(texts)} documents but {len(given)} lists of spans were given: one per document is needed."
         )
     if not texts:
         return []
-    page = Page.of(texts, words, tokenizer, template.document_head, template.document_tail)
-    own = [None if g is None else read_spans(g, page, d, is_split_into_words) for d, g in enumerate(given)]
+    batch = TokenizedBatch.of(texts, words, tokenizer, template.document_head, template.document_tail)
+    own = [None if g is None else _read_spans(g, batch, d, is_split_into_words) for d, g in enumerate(given)]
     limits = np.array([max_span_words if g is None else 0 for g in own])
-    spots = Spots.gather(page, limits, own)
-    paths = trace(page, spots.document, spots.start, spots.end, tokenizer)
-    for empty in np.flatnonzero((paths.span_length == 0) & (limits[spots.document] == 0)):
-        span = page.text[spots.start[empty] : spots.end[empty]]
-        raise ValueError(f"the tokenizer has no token for the span {span!r}: leave it out.")
-    return _split(page, texts, spots, paths)
+    candidates = _BatchCandidates.of(batch, limits, own)
+    paths = span_paths(batch, candidates.document, candidates.start, candidates.end, tokenizer)
+    for empty in np.flatnonzero((paths.span_length == 0) & (limits[candidates.document] == 0)):
+        span = batch.text[candidates.start[empty] : candidates.end[empty]]
+        raise DocumentError(
+            int(candidates.document[empty]), f"the tokenizer has no token for the span {span!r}: leave it out."
+        )
+    return _split(batch, texts, candidates, paths)
 
 
-def _split(page: Page, texts: Sequence[str], spots: Spots, paths: PagePaths) -> list[EncodedDocument]:
-    """Takes the page apart into its documents; candidates without tokens are left out."""
+def _split(
+    batch: TokenizedBatch, texts: Sequence[str], candidates: "_BatchCandidates", paths: BatchPaths
+) -> list[EncodedDocument]:
+    """Splits the batch into its documents; candidates without tokens are left out."""
     kept = paths.span_length > 0
-    document, numbers = spots.document[kept], np.arange(len(texts) + 1)
+    document, numbers = candidates.document[kept], np.arange(len(texts) + 1)
     cu_spans, cu_paths = np.searchsorted(document, numbers), np.searchsorted(paths.document, numbers)
     cu_path_tokens, num_bounds = paths.cu_seqlens[cu_paths], np.diff(cu_paths) + 1
     bounds = paths.cu_seqlens[np.repeat(cu_paths[:-1], num_bounds) + ramp_of(num_bounds)]
-    text_starts, word_shift = page.text_starts[document], np.repeat(page.text_starts, np.diff(page.cu_words))
+    text_starts, word_shift = batch.text_starts[document], np.repeat(batch.text_starts, np.diff(batch.cu_words))
     columns = (  # of all documents, and where each one's part of it starts
-        (page.token_ids, page.cu_tokens),
-        (page.word_starts - word_shift, page.cu_words),
-        (page.word_ends - word_shift, page.cu_words),
-        (spots.start[kept] - text_starts, cu_spans),
-        (spots.end[kept] - text_starts, cu_spans),
-        (spots.start_word[kept], cu_spans),
-        (spots.end_word[kept], cu_spans),
+        (batch.token_ids, batch.cu_tokens),
+        (batch.word_starts - word_shift, batch.cu_words),
+        (batch.word_ends - word_shift, batch.cu_words),
+        (candidates.start[kept] - text_starts, cu_spans),
+        (candidates.end[kept] - text_starts, cu_spans),
+        (candidates.start_word[kept], cu_spans),
+        (candidates.end_word[kept], cu_spans),
         (paths.token_ids, cu_path_tokens),
         (bounds - np.repeat(cu_path_tokens[:-1], num_bounds), bounds_of(num_bounds)),
         (paths.span_path[kept] - cu_paths[document], cu_spans),
@@ -172,135 +189,92 @@ def _split(page: Page, texts: Sequence[str], spots: Spots, paths: PagePaths) -> 
     ]
 
 
-def split_into_windows(
-    document: EncodedDocument,
-    max_tokens: int,
-    tokenizer: PreTrainedTokenizerBase,
-    template: PromptTemplate,
-    *,
-    overlap: float = 0.25,
-) -> list[EncodedDocument]:
-    """Cuts a document that is too long for the model into overlapping windows, which share out its candidates.
-
-    Windows begin and end at words and are tokenized like documents of their own. They overlap by a part `overlap` of
-    a window, and by no fewer words than the longest candidate has. Each candidate belongs to the one window that shows
-    the most words on its poorer side; windows without candidates are left out. Text, words and offsets stay those of
-    the whole document.
-
-    Args:
-        document: what `encode_documents` made.
-        max_tokens: room for the chain and the longest candidate behind it.
-        tokenizer: the tokenizer that `document` was encoded with.
-        template: likewise.
-        overlap: part of a window that the next one repeats, 0 <= overlap < 1.
-
-    Returns:
-        At least one window; `[document]` where it fits.
-
-    Raises:
-        NoWindowError: so little room that a window cannot hold a candidate, or a single word.
-        ValueError: an overlap out of range.
-    """
-    if not 0 <= overlap < 1:
-        raise ValueError(f"overlap must be a number from 0 to below 1, not {overlap!r}.")
-    candidates = document.candidates
-    room = max_tokens - candidates.longest
-    if len(document.chain_token_ids) <= room:
-        return [document]
-    first, last, chains = _fit_windows(document, room, tokenizer, template, overlap)
-    owner = _owners(candidates, first, last, len(document.word_starts))
-    owners = np.unique(owner) if candidates.num_spans else [0]
-    return [
-        replace(document, chain_token_ids=chains[window], candidates=candidates.select(owner == window))
-        for window in owners
-    ]
+def _read_documents(
+    documents: Sequence[str] | Sequence[Sequence[str]], is_split_into_words: bool
+) -> tuple[list[str], tuple[IntArray, IntArray, IntArray]]:
+    """The documents' texts, and their words as `split_texts` gives them."""
+    if isinstance(documents, str | bytes) or not isinstance(documents, Sequence):
+        raise ValueError(f"documents must be a list, not {type(documents).__name__}: put a single document in a list.")
+    texts: list[str] = []
+    words = [np.empty(0, np.int64)]  # the length of each
+    for number, document in enumerate(documents):
+        if not is_split_into_words:
+            if (problem := text_problem(document)) is not None:
+                raise DocumentError(number, f"the text {problem}")
+            texts.append(str(document))
+            continue
+        if isinstance(document, str) or not isinstance(document, Sequence):
+            raise DocumentError(number, f"the words must be a list of strings, not {type(document).__name__}.")
+        problems = ((index, problem) for index, word in enumerate(document) if (problem := text_problem(word)))
+        for index, problem in problems:
+            raise DocumentError(number, f"word {index} {problem}")
+        lengths = np.fromiter((len(word) for word in document), np.int64, len(document))
+        if not lengths.all():
+            raise DocumentError(number, f"word {int(lengths.argmin())} is an empty string: leave it out.")
+        texts.append(" ".join(document))
+        words.append(lengths)
+    if not is_split_into_words:
+        return texts, split_texts(texts)
+    counts = np.fromiter((len(lengths) for lengths in words[1:]), np.int64, len(texts))
+    lengths = np.concatenate(words)
+    after_space = np.cumsum(lengths + 1)
+    ends = after_space - 1 - np.repeat(np.append(0, after_space)[bounds_of(counts)[:-1]], counts)
+    return texts, (ends - lengths, ends, counts)
 
 
-def _owners(candidates: CandidateSpans, first: IntArray, last: IntArray, num_words: int) -> IntArray:
-    """The window [S] of each candidate: of those that hold it, the one with the most words on its poorer side.
-
-    `first` and `last` are the windows' words, half-open. Where the document itself ends, nothing is missing.
-    """
-    lowest = np.searchsorted(last, candidates.end_word, side="left")  # the windows that hold a candidate: from, to
-    highest = np.searchsorted(first, candidates.start_word, side="right") - 1
-    owner, most = lowest, np.full(candidates.num_spans, -1)
-    for step in range(int((highest - lowest).max(initial=0)) + 1):
-        window = np.minimum(lowest + step, highest)
-        before = np.where(window == 0, num_words, candidates.start_word - first[window])
-        behind = np.where(window == len(first) - 1, num_words, last[window] - candidates.end_word)
-        context = np.minimum(before, behind)
-        owner, most = np.where(context > most, window, owner), np.maximum(context, most)
-    return owner
-
-
-def truncate_document(
-    document: EncodedDocument, max_tokens: int, tokenizer: PreTrainedTokenizerBase, template: PromptTemplate
-) -> tuple[EncodedDocument, int]:
-    """Keeps the beginning of a document that is too long for the model; for the arguments see `split_into_windows`.
-
-    Returns:
-        The document with the chain and the candidates of its first window, and the number of characters kept.
-
-    Raises:
-        NoWindowError: as `split_into_windows`.
-    """
-    room = max_tokens - document.candidates.longest
-    if len(document.chain_token_ids) <= room:
-        return document, len(document.text)
-    _, last, chains = _fit_windows(document, room, tokenizer, template, 0.0)
-    kept = document.candidates.select(document.candidates.end_word <= last[0])
-    length = int(document.word_ends[last[0] - 1]) if last[0] else 0
-    return replace(document, chain_token_ids=chains[0], candidates=kept), length
+def _read_spans(given: Spans, batch: TokenizedBatch, document: int, in_words: bool) -> IntArray:
+    """A document's own spans as rows (start, end, start_word, end_word), int64 [S, 4], counted within the document."""
+    if not isinstance(given, Sequence | np.ndarray) or isinstance(given, str | bytes):
+        raise DocumentError(document, f"the spans must be a list of pairs, not {type(given).__name__}.")
+    if not len(given):
+        return np.empty((0, 4), np.int64)
+    try:
+        pairs = np.asarray(given)
+    except ValueError:  # numpy's complaint about rows of different lengths; ours follows
+        pairs = np.empty(0)
+    if pairs.ndim != 2 or pairs.shape[1] != 2 or pairs.dtype.kind not in "iu":
+        raise DocumentError(document, f"the spans must be pairs of integers (start, end), not {given!r:.200}.")
+    word_starts, word_ends = batch.words_of(document)
+    limit, unit = (len(word_starts), "words") if in_words else (int(batch.text_lengths[document]), "characters")
+    start, end = pairs.astype(np.int64).T
+    wrong = np.flatnonzero((start < 0) | (start >= end) | (end > limit))
+    if len(wrong):
+        raise DocumentError(
+            document,
+            f"span {tuple(pairs[wrong[0]].tolist())} is empty or out of range: "
+            f"0 <= start < end <= {limit} {unit} is needed (end is half-open).",
+        )
+    if in_words:
+        return np.stack([word_starts[start], word_ends[end - 1], start, end], axis=1)
+    start_word = np.searchsorted(word_ends, start, side="right")
+    return np.stack([start, end, start_word, np.searchsorted(word_starts, end, side="left")], axis=1)
 
 
-def _fit_windows(
-    document: EncodedDocument, room: int, tokenizer: PreTrainedTokenizerBase, template: PromptTemplate, overlap: float
-) -> tuple[IntArray, IntArray, list[IntArray]]:
-    """Each window's first word, the word behind its last one, and its chain of at most `room` tokens."""
-    head, tail, text = template.document_head, template.document_tail, document.text
-    ((_, token_starts, _),) = encode_with_offsets(tokenizer, [f"{head}{text}{tail}"])
-    reached = np.maximum.accumulate(token_starts)
-    token_starts, token_ends = (
-        np.searchsorted(reached, bounds + len(head)) for bounds in (document.word_starts, document.word_ends)
-    )  # [W] each: tokens that begin before the word, and before its end
-    frame = len(continuation_ids(tokenizer, [f"{head}{tail}"])[0])
-    longest = int((document.candidates.end_word - document.candidates.start_word).max(initial=1))
-    slack = 1  # a window's own tokens may be a few more than its share of the document's
-    while True:
-        first, last = _place_windows(token_starts, token_ends, room - frame - slack, longest, overlap)
-        texts = [
-            text[document.word_starts[start] : document.word_ends[end - 1]] if end else ""
-            for start, end in zip(first.tolist(), last.tolist(), strict=True)
-        ]
-        chains = continuation_ids(tokenizer, [f"{head}{part}{tail}" for part in texts])
-        excess = max(len(chain) for chain in chains) - room
-        if excess <= 0:
-            return first, last, chains
-        slack += excess
+@dataclass(frozen=True)
+class _BatchCandidates:
+    """Bounds of the S candidates of all documents: characters counted over the batch, words within each document."""
 
+    document: IntArray
+    start: IntArray
+    end: IntArray
+    start_word: IntArray
+    end_word: IntArray
 
-def _place_windows(
-    token_starts: IntArray, token_ends: IntArray, room: int, longest: int, overlap: float
-) -> tuple[IntArray, IntArray]:
-    """Windows of at most `room` text tokens as words [first, last); the next one starts `longest` words earlier."""
-    num_words, ends = len(token_starts), np.append(0, token_ends)  # ends[v]: tokens up to the end of word v - 1
-    if not num_words:
-        return np.zeros(1, np.int64), np.zeros(1, np.int64)
-    windows: list[tuple[int, int]] = []
-    start = 0
-    while not windows or windows[-1][1] < num_words:
-        end = int(np.searchsorted(ends, token_starts[start] + room, side="right")) - 1
-        needed = min(start + longest, num_words)
-        if end < needed:
-            raise NoWindowError(
-                f"words {start} to {needed - 1} take {ends[needed] - token_starts[start]} tokens, but a window has "
-                f"room for {max(room, 0)} beside the prompt and the longest span: use a model with more positions, a "
-                "shorter prompt or a smaller max_span_words, or break up overlong words."
-            )
-        if end == num_words:
-            start = int(np.searchsorted(token_starts, ends[end] - room, side="left"))
-        windows.append((start, end))
-        repeated = int(np.searchsorted(token_starts, ends[end] - overlap * room, side="left"))
-        start = max(start + 1, min(end - longest, repeated))
-    first, last = np.array(windows, np.int64).T
-    return first, last
+    @classmethod
+    def of(cls, batch: TokenizedBatch, limits: IntArray, own: Sequence[IntArray | None]) -> "_BatchCandidates":
+        """Lists all runs of up to `limits[document]` words and the documents' `own` spans, document by document."""
+        word_document = np.repeat(np.arange(len(limits)), np.diff(batch.cu_words))
+        word = np.arange(len(word_document))
+        counts = np.minimum(limits[word_document], batch.cu_words[word_document + 1] - word)
+        document, first = np.repeat(word_document, counts), np.repeat(word, counts)
+        last = first + ramp_of(counts)
+        shift = batch.cu_words[document]
+        runs = np.stack([batch.word_starts[first], batch.word_ends[last], first - shift, last + 1 - shift])
+        rows = np.concatenate([spans for spans in own if spans is not None] or [np.empty((0, 4), np.int64)]).T
+        row_document = np.repeat(np.arange(len(own)), [0 if spans is None else len(spans) for spans in own])
+        rows[:2] += batch.text_starts[row_document]
+        if rows.size:
+            document = np.concatenate([document, row_document])
+            order = np.argsort(document, kind="stable")
+            document, runs = document[order], np.concatenate([runs, rows], axis=1)[:, order]
+        return cls(document, *runs)

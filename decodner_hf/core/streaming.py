@@ -1,146 +1,259 @@
-"""Runs a pipeline over a stream of documents, so that host and device work at the same time.
+"""Composes the stages read -> encode -> score -> decode -> write over a stream of inputs.
 
-In: a pipeline with the stages `preprocess`, `launch`, `collect` and `postprocess`, and any iterable. Out: results,
-lazily, in input order. A worker thread encodes the next groups while one is scored; a pass is decoded during the next.
-Knows nothing of how a stage works.
+In: the stages, and any iterable of inputs. Out: results, lazily, in input order.
+A thread reads and encodes the next groups while one is scored; a pass is decoded while the next ones run. Where a
+document fails, the results of all documents before it come first, and then its error.
+Knows nothing of how a stage works, and calls none but through its arguments.
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
+from queue import SimpleQueue
+from threading import Semaphore, Thread
+from typing import Any, Generic, Protocol, TypeVar
 
-from .requests import Settings, items, size
-from .results import Prepared
-from .scoring import DocumentScorer, ScoredRun
+from .decoding import Entity
+from .pipeline_io import Document, PreparedDocument, iterate
+from .scoring import PendingScores, ScoredDocument, packed_runs
 
 DOCUMENTS_AT_ONCE = 256  # encoded together
 CHARACTERS_AT_ONCE = 65536
-FIRST_PART = 8  # the first group is such a part of a whole one, for nothing runs while it is encoded
+FIRST_PART = 8  # the first group is such a part of a whole one: the device idles until it is encoded
 GROUPS_AHEAD = 2
-PASSES_AHEAD = 2  # launched behind the one that is read
+PASSES_AHEAD = 2  # launched after the one whose results are waited for
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Scorer(Protocol):
+    """What scores documents: a `DocumentScorer`, for one."""
+
+    token_budget: int
+
+    def launch(self, documents: Sequence[PreparedDocument]) -> PendingScores:
+        """Starts scoring documents of one label set."""
 
 
 class EntityStream:
-    """The results of a pipeline over an iterable of documents, one list of dicts each, in input order, lazily."""
+    """The results of the stages over an iterable of inputs, one list of dicts per document, lazily."""
 
-    def __init__(self, pipeline: Any, inputs: Any, settings: Settings) -> None:
-        """Nothing is read before the first result is asked for."""
-        self.pipeline, self.inputs, self.settings = pipeline, inputs, settings
+    def __init__(
+        self,
+        inputs: Any,
+        *,
+        read: Callable[[Any, int], Document],
+        encode: Callable[[Sequence[Document]], list[PreparedDocument]],
+        scorer: Scorer,
+        decode: Callable[[Sequence[ScoredDocument]], list[list[Entity]]],
+        write: Callable[[Sequence[Entity], PreparedDocument], list[dict[str, Any]]],
+    ) -> None:
+        """Takes the stages; nothing is read before the first result is asked for."""
+        self.inputs, self.read, self.encode, self.scorer = inputs, read, encode, scorer
+        self.decode, self.write = decode, write
 
     def __len__(self) -> int:
         """Number of documents, where the input knows it."""
         return len(self.inputs)
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
-        """Yields each document's entities; groups are encoded, and the last pass decoded, during a pass."""
-        groups, passes = self.groups(), _Passes(self.pipeline, self.settings)
-        with ThreadPoolExecutor(1) as worker:
-            coming = deque(worker.submit(next, groups, None) for _ in range(GROUPS_AHEAD))
-            while True:
-                encoding = coming.popleft()
-                while passes.pending and not encoding.done():
-                    yield from passes.advance()
-                if encoding.exception() is not None:
-                    yield from passes.finish()
-                group = encoding.result()
-                if not group:
-                    break
-                coming.append(worker.submit(next, groups, None))
-                yield from passes.add(group)
-        yield from passes.finish()
+        """Yields each document's entities."""
+        groups = encoded_groups(read_groups(self.inputs, self.read), self.encode)
+        for scored in scored_passes(groups, self.scorer):
+            for documents, decoded in in_parts_on_failure(self.decode, scored):
+                for document, entities in zip(documents, decoded, strict=True):
+                    yield self.write(entities, document.prepared)
 
-    def groups(self) -> Iterator[list[Prepared]]:
-        """Documents encoded in groups; where reading them fails, the failure comes behind those read before."""
-        source, failure = items(self.inputs), None
-        group: list[Any] = []
-        first = characters = 0
-        part = FIRST_PART
+
+def read_groups(inputs: Any, read: Callable[[Any, int], Document]) -> Iterator[list[Document]]:
+    """Reads inputs in groups to be encoded together; where reading fails, the failure comes after what was read."""
+    source, failure = iterate(inputs), None
+    group: list[Document] = []
+    number = characters = 0
+    part = FIRST_PART
+    while True:
+        try:
+            document = read(next(source), number)
+        except StopIteration:
+            break
+        except Exception as error:  # the caller's own or a document's, raised again below
+            failure = error
+            break
+        number += 1
+        group.append(document)
+        characters += document.size
+        if len(group) >= DOCUMENTS_AT_ONCE // part or characters >= CHARACTERS_AT_ONCE // part:
+            yield group
+            group, characters, part = [], 0, max(1, part // 2)
+    if group:
+        yield group
+    if failure is not None:
+        raise failure
+
+
+def encoded_groups(
+    groups: Iterator[list[Document]], encode: Callable[[Sequence[Document]], list[PreparedDocument]]
+) -> Iterator[list[PreparedDocument]]:
+    """Encodes groups of documents."""
+    for group in groups:
+        for _, encoded in in_parts_on_failure(encode, group):
+            yield encoded
+
+
+def in_parts_on_failure(
+    stage: Callable[[Sequence[Item]], Result], group: Sequence[Item]
+) -> Iterator[tuple[Sequence[Item], Result]]:
+    """Runs a stage on a group; if that raises a ValueError, on one item after another, up to the one that fails.
+
+    Yields:
+        The items of a run of the stage, and its result.
+    """
+    try:
+        result = stage(group)
+    except ValueError:
+        if len(group) == 1:
+            raise
+        for item in group:
+            yield [item], stage([item])
+    else:
+        yield group, result
+
+
+def scored_passes(groups: Iterator[list[PreparedDocument]], scorer: Scorer) -> Iterator[list[ScoredDocument]]:
+    """Scores groups of documents, pass by pass; a thread iterates `groups` a little ahead."""
+    coming, passes = _ReadAhead(groups, GROUPS_AHEAD), PassQueue(scorer)
+    interrupted = False
+    try:
         while True:
+            while passes.pending and not coming.ready:
+                yield from passes.advance()
             try:
-                document = next(source)
+                group = next(coming)
             except StopIteration:
                 break
-            except Exception as error:  # the caller's own, raised again below
-                failure = error
-                break
-            group.append(document)
-            characters += size(document)
-            if len(group) >= DOCUMENTS_AT_ONCE // part or characters >= CHARACTERS_AT_ONCE // part:
-                yield self.pipeline.preprocess(group, self.settings, first)
-                first, group, characters, part = first + len(group), [], 0, max(1, part // 2)
-        if group:
-            yield self.pipeline.preprocess(group, self.settings, first)
-        if failure is not None:
-            raise failure
+            except Exception:
+                yield from passes.finish()
+                raise
+            yield from passes.add(group)
+        yield from passes.finish()
+    except KeyboardInterrupt:
+        interrupted = True
+        raise
+    finally:
+        coming.close(wait=not interrupted)
 
 
-class _Passes:
-    """Documents on their way through the device; what fills no pass waits for more, unless the device would wait."""
+class PassQueue:
+    """Documents on their way through the device.
 
-    def __init__(self, pipeline: Any, settings: Settings) -> None:
-        self.pipeline, self.settings = pipeline, settings
-        self.held: list[Prepared] = []
-        self.launched: list[tuple[list[Prepared], list[list[ScoredRun]]]] = []
+    What fills no pass is held until more comes, unless the device would be idle meanwhile.
+    """
+
+    def __init__(self, scorer: Scorer) -> None:
+        """Starts empty."""
+        self.scorer = scorer
+        self.held: list[PreparedDocument] = []
+        self.launched: deque[PendingScores] = deque()
 
     @property
     def pending(self) -> bool:
-        """Whether documents were added whose entities were not yielded."""
+        """Whether documents were added whose scores were not yielded."""
         return bool(self.held or self.launched)
 
-    def add(self, group: list[Prepared]) -> Iterator[list[dict[str, Any]]]:
-        """Launches the passes that a further group fills; yields the entities of those before."""
-        *full, last = cut(self.pipeline.scorer, self.held + group)
+    def add(self, group: Sequence[PreparedDocument]) -> Iterator[list[ScoredDocument]]:
+        """Launches the passes that a further group fills; yields the results of those before."""
+        *full, last = documents_by_pass([*self.held, *group], self.scorer.token_budget)
         self.held = []
-        for run in full:
-            yield from self._launch(run)
-        has_room = sum(prepared.num_nodes for prepared in last) < self.pipeline.scorer.token_budget
+        for documents in full:
+            yield from self._launch(documents)
+        has_room = sum(document.max_nodes for document in last) < self.scorer.token_budget
         if has_room and self.launched:
             self.held = last
         else:
             yield from self._launch(last)
 
-    def advance(self) -> Iterator[list[dict[str, Any]]]:
-        """Yields the entities of the oldest pass; where none is launched, launches what is held."""
+    def advance(self) -> Iterator[list[ScoredDocument]]:
+        """Yields the results of the oldest pass; where none is launched, launches what is held."""
         if self.launched:
-            yield from self._read(len(self.launched) - 1)
+            yield from self._wait(len(self.launched) - 1)
         else:
             yield from self._launch_held()
 
-    def finish(self) -> Iterator[list[dict[str, Any]]]:
-        """Launches what is held and yields the entities of everything."""
+    def finish(self) -> Iterator[list[ScoredDocument]]:
+        """Launches what is held and yields the results of everything."""
         yield from self._launch_held()
-        yield from self._read(0)
+        yield from self._wait(0)
 
-    def _launch_held(self) -> Iterator[list[dict[str, Any]]]:
+    def _launch_held(self) -> Iterator[list[ScoredDocument]]:
         if self.held:
-            run, self.held = self.held, []
-            yield from self._launch(run)
+            documents, self.held = self.held, []
+            yield from self._launch(documents)
 
-    def _launch(self, run: list[Prepared]) -> Iterator[list[dict[str, Any]]]:
+    def _launch(self, documents: list[PreparedDocument]) -> Iterator[list[ScoredDocument]]:
         try:
-            scores = self.pipeline.launch(run)
-        except Exception:
-            yield from self._read(0)  # what came before the documents that cannot be scored
-            raise
-        self.launched.append((run, scores))
-        yield from self._read(PASSES_AHEAD)
+            self.launched.append(self.scorer.launch(documents))
+        except Exception as error:
+            yield from self._wait(0)  # what came before the documents that cannot be scored
+            if len(documents) == 1 or not isinstance(error, ValueError):
+                raise
+            for document in documents:
+                yield self.scorer.launch([document]).wait()
+        yield from self._wait(PASSES_AHEAD)
 
-    def _read(self, left: int) -> Iterator[list[dict[str, Any]]]:
-        """Waits for all but the `left` passes last launched, and yields their documents' entities."""
+    def _wait(self, left: int) -> Iterator[list[ScoredDocument]]:
+        """Waits for all but the `left` passes last launched, and yields their results."""
         while len(self.launched) > left:
-            run, scores = self.launched.pop(0)
-            yield from self.pipeline.postprocess((run, self.pipeline.collect(run, scores)), self.settings)
+            yield self.launched.popleft().wait()
 
 
-def cut(scorer: DocumentScorer, documents: Sequence[Prepared]) -> Iterator[list[Prepared]]:
-    """Consecutive documents of one label set that fit a pass together; windows of a document stay together."""
-    start = 0
-    while start < len(documents):
-        end = start
-        while end < len(documents) and documents[end].labels == documents[start].labels:
-            end += 1
-        alike = documents[start:end]
-        for run in scorer.runs([prepared.num_nodes for prepared in alike]):
-            yield list(alike[run.start : run.stop])
-        start = end
+def documents_by_pass(documents: Sequence[PreparedDocument], budget: int) -> Iterator[list[PreparedDocument]]:
+    """Cuts documents into those that fit a pass together: consecutive ones of one label set, in whole documents."""
+    for _, same in groupby(documents, key=lambda document: document.source.labels):
+        alike = list(same)
+        for run in packed_runs([document.max_nodes for document in alike], budget):
+            yield alike[run.start : run.stop]
+
+
+class _ReadAhead(Generic[Item]):
+    """Iterates in a thread of its own, at most `ahead` items before its consumer."""
+
+    def __init__(self, items: Iterator[Item], ahead: int) -> None:
+        self._items = items
+        self._results: SimpleQueue[tuple[Item, None] | tuple[None, BaseException]] = SimpleQueue()
+        self._room = Semaphore(ahead)
+        self._closed = False
+        self._thread = Thread(target=self._run, daemon=True)  # an interrupted process need not wait for it
+        self._thread.start()
+
+    @property
+    def ready(self) -> bool:
+        """Whether the next item is there already."""
+        return not self._results.empty()
+
+    def __next__(self) -> Item:
+        """Waits for the next item; raises what the iterator raises."""
+        item, error = self._results.get()
+        if error is not None:
+            self._results.put((None, error))
+            raise error
+        self._room.release()
+        return item  # type: ignore[return-value]  # an item where there is no error
+
+    def close(self, *, wait: bool) -> None:
+        """Ends the thread after the item that it is at; `wait` returns only then."""
+        self._closed = True
+        self._room.release()
+        if wait:
+            self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            self._room.acquire()
+            if self._closed:
+                return
+            try:
+                self._results.put((next(self._items), None))
+            except BaseException as error:  # for the consumer, StopIteration too
+                self._results.put((None, error))
+                return

@@ -1,8 +1,8 @@
 """Turns text into token ids as they stand in the middle of a prompt, with exact character offsets.
 
 In: a fast tokenizer and texts. Out: numpy arrays of token ids, with character starts and ends where asked for.
-Every text is encoded behind an anchor whose tokens are taken off again: a SentencePiece tokenizer would otherwise
-put a space before it. Nothing is ever truncated or padded here, and the tokenizer is left as it was.
+Every text is encoded after an anchor whose tokens are taken off again: a SentencePiece tokenizer would otherwise
+put a space before it. Nothing is ever truncated or padded here, and the tokenizer's state is never switched.
 Special tokens that are written out in a text count as such, as everywhere in transformers.
 Knows nothing of labels, prompts or candidate spans.
 """
@@ -53,21 +53,28 @@ def check_texts(texts: Sequence[str], what: str) -> None:
     if isinstance(texts, str | bytes) or not isinstance(texts, Sequence):
         raise ValueError(f"{what} must be a list of strings, not {type(texts).__name__}.")
     for index, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise ValueError(f"{what} must be strings, but number {index} is {type(text).__name__}.")
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(
-                f"number {index} of {what} holds the lone surrogate {text[error.start]!r} at character {error.start}, "
-                "which is not valid Unicode: decode the text with the right encoding, or with errors='replace'."
-            ) from error
+        if (problem := text_problem(text)) is not None:
+            raise ValueError(f"{what}: number {index} {problem}")
+
+
+def text_problem(text: object) -> str | None:
+    """Returns why `text` cannot be tokenized, to be put after its name; None if it is a string with a UTF-8 form."""
+    if not isinstance(text, str):
+        return f"is {type(text).__name__} and not a string: {text!r:.80}"
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return (
+            f"holds the lone surrogate {text[error.start]!r} at character {error.start}, which is not valid Unicode: "
+            "decode the text with the right encoding, or with errors='replace'."
+        )
+    return None
 
 
 def continuation_ids(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], anchors: Sequence[str] = ANCHORS
 ) -> list[IntArray]:
-    """Token ids of each text as it stands behind other text, without special tokens.
+    """Returns the token ids of each text as it stands after other text, without special tokens.
 
     They are the tokens of anchor + text less those of the anchor; where the two merge, the next anchor is tried.
 
@@ -129,9 +136,9 @@ def encode_texts(
 
 
 def opening_ids(tokenizer: PreTrainedTokenizerBase, text: str, *, special_tokens: bool = True) -> IntArray:
-    """Token ids, int64 [n], of a text that opens the model's input, behind the special tokens that it opens with.
+    """Returns the token ids, int64 [n], of a text that opens the model's input, with the special tokens before it.
 
-    Special tokens that the tokenizer puts behind a text (an end token, say) are left off: the prompt goes on.
+    Special tokens that the tokenizer puts after a text (an end token, say) are left off: the prompt goes on.
     `special_tokens=False` adds none, for a text that has its own, such as a rendered chat template.
     """
     check_tokenizer(tokenizer)
@@ -145,7 +152,7 @@ def opening_ids(tokenizer: PreTrainedTokenizerBase, text: str, *, special_tokens
 def _continuations(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], anchors: Sequence[str], *, with_offsets: bool
 ) -> list[tuple[Any, int, int]]:
-    """Per text its encoding behind an anchor, and that anchor's number of tokens and of characters."""
+    """Returns per text its encoding after an anchor, and that anchor's number of tokens and of characters."""
     found: dict[int, tuple[Any, int, int]] = {}
     vanished: dict[int, tuple[Any, int, int]] = {}  # nothing but the anchor's tokens, with each anchor tried so far
     pending: Sequence[int] = range(len(texts))

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from .records import Warn
+from .side_files import finish, sync, unfinished
 
 READ = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".md", ".parquet")
 COMPRESSIONS = (".gz", ".zst")
@@ -33,12 +34,16 @@ class Source:
         name: what messages and a folder of outputs call it: its path below the folder that was named, or its name.
         suffix: says its type, one of `READ`.
         compression: one of `COMPRESSIONS`, or "".
+        stream: where to read instead of opening `path`: standard input.
+        is_spooled: `path` holds what was read of standard input.
     """
 
     path: Path
     name: str
     suffix: str
-    compression: str
+    compression: str = ""
+    stream: BinaryIO | None = None
+    is_spooled: bool = False
 
 
 def split_suffixes(path: Path) -> tuple[str, str]:
@@ -47,11 +52,12 @@ def split_suffixes(path: Path) -> tuple[str, str]:
     return (path.with_suffix("") if compression else path).suffix.lower(), compression
 
 
-def find_sources(inputs: Sequence[str | Path], skipped: Collection[Path], warn: Warn) -> list[Source]:
+def find_sources(inputs: Sequence[str | Path | Source], skipped: Collection[Path], warn: Warn) -> list[Source]:
     """Returns the files that `inputs` name, in their order, those of folders and patterns sorted, each file once.
 
     Args:
-        inputs: files, folders (with all folders below them), and patterns ("data/*.jsonl", "data/**/*.txt").
+        inputs: files, folders (with all folders below them), and patterns ("data/*.jsonl", "data/**/*.txt");
+            `Source`s are taken as they are.
         skipped: files and folders that folders and patterns do not find: this run's outputs.
         warn: gets the names of files of other types that were left out.
 
@@ -62,7 +68,7 @@ def find_sources(inputs: Sequence[str | Path], skipped: Collection[Path], warn: 
     found: dict[Path, Source] = {}
     others: list[Path] = []
     for given in inputs:
-        for source in _expand(Path(given), skipped, others):
+        for source in [given] if isinstance(given, Source) else _expand(Path(given), skipped, others):
             found.setdefault(source.path.resolve(), source)
     if others:
         shown = ", ".join(map(str, others[:NAMES_SHOWN])) + (", ..." if len(others) > NAMES_SHOWN else "")
@@ -121,6 +127,38 @@ def _lies_in(file: Path, places: Collection[Path]) -> bool:
     return any(resolved == place or place in resolved.parents for place in places)
 
 
+def standard_input(form: str, stream: BinaryIO) -> Source:
+    """Returns standard input as a file of the type `form` ("txt", "jsonl", ...)."""
+    if f".{form}" not in READ:
+        raise ValueError(f"cannot read {form!r}: it must be one of {', '.join(name[1:] for name in READ)}.")
+    return Source(Path(f"standard input.{form}"), "standard input", f".{form}", "", stream)
+
+
+def spooled(source: Source, path: Path, resume: bool) -> Source:
+    """Copies standard input to a file, so that it can be read again; the file appears when it is complete.
+
+    Args:
+        source: standard input.
+        path: the file.
+        resume: go on with what an interrupted run read, where there is such a file: then nothing is read.
+
+    Raises:
+        FileExistsError: there is such a file, and `resume` is false.
+    """
+    if path.exists() and not resume:
+        raise FileExistsError(
+            f"{path} holds what an interrupted run read of standard input: go on with --resume, or start anew with "
+            "--overwrite."
+        )
+    if not path.exists() and source.stream is not None:
+        with unfinished(path) as file:
+            shutil.copyfileobj(source.stream, file)
+            sync(file)
+            file.close()
+            finish(path)
+    return Source(path, source.name, source.suffix, is_spooled=True)
+
+
 class Meter:
     """How many bytes of a run's files were read so far; written by one thread, read by any."""
 
@@ -146,6 +184,9 @@ def opened(source: Source, meter: Meter | None = None) -> Iterator[BinaryIO]:
         ValueError: a damaged or torn compressed file, also while it is read.
         ImportError: .zst without zstandard.
     """
+    if source.stream is not None:
+        yield source.stream
+        return
     with source.path.open("rb") as raw:
         if meter is not None:
             meter.current = raw

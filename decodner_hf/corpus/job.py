@@ -19,6 +19,7 @@ from .side_files import unfinished_path
 from .writers import WRITTEN, OutputFormat
 
 CHECKED_BYTES = 64 << 20  # of the input are checked before the model is loaded
+STANDARD_OUTPUT = "-"
 FOLDER_FILES = "decodner"  # how the side files of a folder of outputs begin
 
 
@@ -56,16 +57,17 @@ class Job:
         """Returns the path of the run's "journal", "lock" or "report.json"."""
         return self.base.with_name(f"{self.base.name}.{kind}")
 
-    def bytes(self) -> int:
-        """Returns the size of the input."""
+    def bytes(self) -> int | None:
+        """Returns the size of the input, None where standard input is part of it."""
+        if any(source.stream is not None for source in self.sources):
+            return None
         return sum(source.path.stat().st_size for source in self.sources)
 
     def identity(self) -> dict[str, Any]:
         """Returns what makes the outputs differ, the pipeline aside; values of JSON."""
         digest = hashlib.sha256()
         for source in self.sources:
-            status = source.path.stat()
-            digest.update(f"{source.path.resolve()}\0{status.st_size} {status.st_mtime_ns}\n".encode(errors="replace"))
+            digest.update(_described(source))
         return {
             "input": f"{len(self.sources)} {digest.hexdigest()}",
             "text column": self.layout.text_column,
@@ -123,8 +125,17 @@ class Job:
         return total
 
 
+def _described(source: Source) -> bytes:
+    """Returns what tells a file from others and from itself after a change: standard input by what was read of it."""
+    if source.is_spooled:
+        with source.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    status = source.path.stat()
+    return f"{source.path.resolve()}\0{status.st_size} {status.st_mtime_ns}\n".encode(errors="replace")
+
+
 def plan_job(
-    inputs: Sequence[str | Path],
+    inputs: Sequence[str | Path | Source],
     output: str | Path,
     *,
     layout: Layout,
@@ -136,8 +147,9 @@ def plan_job(
     """Finds the files of a run and checks that they can be read and written.
 
     Args:
-        inputs: files, folders and patterns.
-        output: a file, or a folder (one that exists, or a name that ends in a slash) for one output an input.
+        inputs: files, folders and patterns; `Source`s are taken as they are.
+        output: a file, or a folder (one that exists, or a name that ends in a slash) for one output an input; "-" for
+            `stream_job`.
         layout: where in a file its documents are.
         entities_column: the outputs' field for the entities.
         output_format: "jsonl", "csv", ...; by default what the name of the output says, in a folder "jsonl".
@@ -149,6 +161,12 @@ def plan_job(
         FileNotFoundError: no such file or folder.
         ImportError: a package that a format needs.
     """
+    if str(output) == STANDARD_OUTPUT:
+        sources = tuple(find_sources(inputs, (), warn))
+        form = _output_format(Path(), True, output_format, entities_column, layout)
+        _check_packages(sources, form)
+        part = Part(Path(STANDARD_OUTPUT), 0, sources, form)
+        return Job(sources, (part,), part.target, layout, entities_column, skip_errors)
     target = Path(output)
     is_folder = target.is_dir() or str(output).endswith(("/", os.sep))
     base = target / FOLDER_FILES if is_folder else target
@@ -156,7 +174,9 @@ def plan_job(
     skipped = {path.resolve() for path in [*own, unfinished_path(base)]}
     if is_folder or any(path.exists() for path in own) or not target.exists():
         skipped.add(target.resolve())  # otherwise it is an input, and refused below
-    if is_folder and any(Path(given).resolve() == target.resolve() for given in inputs):
+    if is_folder and any(
+        not isinstance(given, Source) and Path(given).resolve() == target.resolve() for given in inputs
+    ):
         raise ValueError(f"{target} is both input and output: name another folder for the outputs.")
     sources = tuple(find_sources(inputs, skipped, warn))
     form = _output_format(target, is_folder, output_format, entities_column, layout)

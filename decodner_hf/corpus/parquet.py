@@ -67,17 +67,20 @@ def _python_values(arrow: Any, column: Any) -> list[Any]:
     return values
 
 
-def write_parquet(file: BinaryIO, annotations: Annotations, entities_column: str) -> None:
+def write_parquet(
+    file: BinaryIO, annotations: Annotations, entities_column: str, entity_fields: Sequence[str]
+) -> None:
     """Writes documents from any file, in two passes: one for the types, one for the rows.
 
     Raises:
         ValueError: a field whose values parquet cannot hold under one type; the first such document is named.
     """
     arrow, parquet = pyarrow()
-    tables = (_table(arrow, batch, entities_column) for batch in _batches(annotations()))
+    added = _entities_field(arrow, entities_column, entity_fields)
+    tables = (_table(arrow, batch, added) for batch in _batches(annotations()))
     try:
         schema = arrow.unify_schemas(
-            [arrow.schema([_entities_field(arrow, entities_column)]), *(table.schema for table in tables)],
+            [arrow.schema([added]), *(table.schema for table in tables)],
             promote_options="permissive",
         )
     except (arrow.ArrowInvalid, arrow.ArrowTypeError) as error:
@@ -87,13 +90,14 @@ def write_parquet(file: BinaryIO, annotations: Annotations, entities_column: str
     )
     with parquet.ParquetWriter(file, schema) as writer:
         for batch in _batches(annotations()):
-            writer.write_table(_table(arrow, batch, entities_column, schema))
+            writer.write_table(_table(arrow, batch, added, schema))
 
 
 def copy_parquet(
     file: BinaryIO,
     annotations: Annotations,
     entities_column: str,
+    entity_fields: Sequence[str],
     sources: Sequence[tuple[int, Source]],
     file_column: str | None,
 ) -> None:
@@ -103,6 +107,7 @@ def copy_parquet(
         file: the output.
         annotations: the documents, in the order of the files.
         entities_column: the field for the entities.
+        entity_fields: see `OutputFormat`.
         sources: the files with their indices in the run.
         file_column: a field to add that holds the file's name, None for none.
 
@@ -111,7 +116,7 @@ def copy_parquet(
     """
     arrow, parquet = pyarrow()
     schema = _common_schema(arrow, sources)
-    added = [_entities_field(arrow, entities_column)]
+    added = [_entities_field(arrow, entities_column, entity_fields)]
     if file_column is not None:
         added.insert(0, arrow.field(file_column, arrow.string()))
     whole = schema
@@ -159,20 +164,19 @@ def _columns(arrow: Any, batch: Any, schema: Any) -> list[Any]:
     ]
 
 
-def _entities_field(arrow: Any, entities_column: str) -> Any:
-    text, number = arrow.string(), arrow.int64()
-    entity = arrow.struct(
-        [("entity_group", text), ("score", arrow.float64()), ("word", text), ("start", number), ("end", number)]
-    )
+def _entities_field(arrow: Any, entities_column: str, entity_fields: Sequence[str]) -> Any:
+    text, number, score = arrow.string(), arrow.int64(), arrow.float64()
+    types = {"scores": arrow.map_(text, score), "truncated_at": number}
+    fields = [("entity_group", text), ("score", score), ("word", text), ("start", number), ("end", number)]
+    entity = arrow.struct([*fields, *((name, types[name]) for name in entity_fields)])
     return arrow.field(entities_column, arrow.list_(entity))
 
 
-def _table(arrow: Any, batch: Sequence[Annotated], entities_column: str, schema: Any = None) -> Any:
-    entities = _entities_field(arrow, entities_column)
+def _table(arrow: Any, batch: Sequence[Annotated], entities: Any, schema: Any = None) -> Any:
     names = dict.fromkeys(name for item in batch for name in item.record.fields) if schema is None else schema.names
     columns = {}
     for name in names:
-        if name == entities_column:
+        if name == entities.name:
             continue
         values = [item.record.fields.get(name) for item in batch]
         known = None if schema is None else schema.field(name).type
@@ -183,7 +187,7 @@ def _table(arrow: Any, batch: Sequence[Annotated], entities_column: str, schema:
             raise ValueError(
                 f"parquet needs one type a field, but {name!r} at {place}: {error}; write .jsonl instead."
             ) from error
-    columns[entities_column] = arrow.array([item.entities for item in batch], entities.type)
+    columns[entities.name] = arrow.array([item.entities for item in batch], entities.type)
     return arrow.table(columns)
 
 

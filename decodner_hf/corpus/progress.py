@@ -21,14 +21,14 @@ class Progress:
     """Shows nothing; the base of those that do."""
 
     @contextmanager
-    def over(self, total: int | None, done: int, meter: Meter, size: int) -> Iterator[None]:  # noqa: ARG002
+    def over(self, total: int | None, done: int, meter: Meter, size: int | None) -> Iterator[None]:  # noqa: ARG002
         """Shows progress within the context.
 
         Args:
             total: documents of the run, None where that is not known yet.
             done: documents that an earlier run did.
             meter: how many bytes were read.
-            size: bytes of the whole input.
+            size: bytes of the whole input, None where that is not known.
         """
         yield
 
@@ -45,7 +45,7 @@ class ShownProgress(Progress):
         self.bar: tqdm | None = None
 
     @contextmanager
-    def over(self, total: int | None, done: int, meter: Meter, size: int) -> Iterator[None]:
+    def over(self, total: int | None, done: int, meter: Meter, size: int | None) -> Iterator[None]:
         """See `Progress.over`."""
         self.total, self.before, self.done, self.meter, self.size = total, done, done, meter, size
         self.began = self.shown = self.clock()
@@ -68,15 +68,17 @@ class ShownProgress(Progress):
             self.shown = self.clock()
             self.say(self._line())
 
-    def _expected(self) -> int:
+    def _expected(self) -> int | None:
         """Returns how many documents there are, estimated from the part of the input that was read."""
-        if self.total is not None:
+        if self.total is not None or self.size is None:
             return self.total
         return max(self.done, round(self.done * self.size / max(self.meter.bytes_read(), 1)))
 
     def _line(self) -> str:
         rate = (self.done - self.before) / max(self.clock() - self.began, 1e-9)
         expected = self._expected()
+        if expected is None:
+            return f"{self.done:,} documents, {rate:,.1f} a second"
         seconds = round((expected - self.done) / rate)
         about = "" if self.total is not None else "about "
         left = f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"

@@ -59,6 +59,11 @@ def read_records(
         with opened(source, meter) as file:
             for record in reader(file, source, layout):
                 fields = record.fields
+                if layout.file_column in fields:
+                    raise ValueError(
+                        f"{source.name}, {record.place} has a field {layout.file_column!r} already: choose another "
+                        "name for the file with --file-column."
+                    )
                 if layout.file_column is not None:
                     fields = {layout.file_column: source.name, **fields}
                 yield replace(record, source=index, fields=fields)

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+from ..core.words import split_words
+
 Entities = Sequence[Mapping[str, Any]]
 
 COLUMNS = ("entity", "score", "start", "end", "text")
@@ -23,6 +25,7 @@ HTML_HEAD = """<!DOCTYPE html>
 <title>Entities</title>
 <style>
 body { font: 16px/2.2 system-ui, sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em; }
+.fields { color: #555; font-size: 0.8em; line-height: 1.4; margin-top: 1em; overflow-wrap: anywhere; }
 .document { white-space: pre-wrap; overflow-wrap: anywhere; border-bottom: 1px solid #ddd; padding: 0.6em 0; }
 mark { color: #000; padding: 0.2em 0.3em; border-radius: 0.3em; }
 mark b { font-size: 0.65em; margin-left: 0.4em; vertical-align: middle; }
@@ -57,7 +60,7 @@ def table(entities: Entities) -> str:
 
 
 def json_lines(documents: Iterable[tuple[str, Mapping[str, Any]]], warn: Callable[[str], None]) -> Iterator[str]:
-    """Yields a line of JSON for each (place, document); what is not finite becomes null, of which `warn` hears once.
+    """Yields a line of JSON for each (place, document); NaN and infinity become null; warns once.
 
     Raises:
         ValueError: a document that is nested too deeply; its place is named.
@@ -84,10 +87,15 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def html_block(text: str, entities: Entities) -> str:
+def html_block(text: str, entities: Entities, fields: Mapping[str, Any] | None = None) -> str:
     """Returns one document's HTML: entities as coloured marks, inside one another where they nest.
 
     Of two that cross, the later one is interrupted where the earlier one ends. A mark's label stands at its end.
+
+    Args:
+        text: the document.
+        entities: what was found in it.
+        fields: what else is known of it, shown above.
     """
     opening = sorted(entities, key=lambda entity: (-entity["start"], entity["end"]))  # the next to open is the last
     bounds = sorted({0, len(text), *(entity[side] for entity in entities for side in ("start", "end"))})
@@ -108,7 +116,9 @@ def html_block(text: str, entities: Entities) -> str:
             parts.append(_mark(entity))
             stack.append(entity)
         parts.append(html.escape(text[here:following]))
-    return f'<div class="document" dir="auto">{"".join(parts)}</div>\n'
+    shown = ", ".join(f"{html.escape(name)}: {html.escape(_shown(value))}" for name, value in (fields or {}).items())
+    above = f'<div class="fields">{shown}</div>\n' if shown else ""
+    return f'{above}<div class="document" dir="auto">{"".join(parts)}</div>\n'
 
 
 def _mark(entity: Mapping[str, Any]) -> str:
@@ -117,24 +127,27 @@ def _mark(entity: Mapping[str, Any]) -> str:
     return f'<mark style="background: hsl({hue} 70% 82%)" title="{title}">'
 
 
-def html_page(documents: Iterable[tuple[str, Entities]]) -> Iterable[str]:
-    """Yields a page that needs no other file, piece by piece."""
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def html_page(documents: Iterable[tuple[str, Entities, Mapping[str, Any]]]) -> Iterator[str]:
+    """Yields a page that needs no other file, piece by piece, for (text, entities, other fields) of each document."""
     yield HTML_HEAD
-    for text, entities in documents:
-        yield html_block(text, entities)
+    for text, entities, fields in documents:
+        yield html_block(text, entities, fields)
     yield HTML_TAIL
 
 
-def conll_block(text: str, entities: Entities) -> str:
+def conll_block(text: str, entities: Entities, fields: Mapping[str, Any] | None = None) -> str:
     """Returns one document as CoNLL: a -DOCSTART- line, then `word TAB tag` lines, an empty line after each part.
 
-    Words are those that candidate spans are made of; white space inside a word is left out.
+    Words are those that candidate spans are made of; white space inside a word is left out. What else is known of the
+    document stands as JSON in a middle column of its -DOCSTART- line.
 
     Raises:
         ValueError: entities that overlap, which one tag a word cannot say, or labels that would break a line.
     """
-    from ..core.words import split_words
-
     starts, ends = (bounds.tolist() for bounds in split_words(text))
     ordered = sorted(entities, key=lambda entity: entity["start"])
     for one, other in pairwise(ordered):
@@ -147,7 +160,8 @@ def conll_block(text: str, entities: Entities) -> str:
         raise ValueError(
             f"the label {broken!r} holds a tab, a line end or the like, which CoNLL cannot: write .jsonl."
         )
-    lines = ["-DOCSTART-\tO\n\n"]
+    known = f"\t{json.dumps(fields, default=str)}" if fields else ""
+    lines = [f"-DOCSTART-{known}\tO\n\n"]
     position = 0
     for start, end in zip(starts, ends, strict=True):
         while position < len(ordered) and ordered[position]["end"] <= start:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from .fingerprint import fingerprint, settings_of
 from .inputs import Meter
@@ -24,13 +24,14 @@ from .records import Annotated, Entities, Pipe, Record, Warn
 from .report import Report, finished_run, read_report
 from .side_files import finish, locked, sync, unfinished
 from .streaming import annotate_records
-from .writers import write_annotated
+from .writers import encoded, text_parts, write_annotated
 
 if TYPE_CHECKING:
     from ..core.pipeline import DecodNERPipeline
 
 SECONDS_BETWEEN_FLUSHES = 1.0
 WARNINGS_SHOWN = 10
+ENTITY_FIELDS = frozenset({"entity_group", "score", "word", "start", "end"})
 REPLACES = "replaces"  # in the journal: outputs that were there when the run began may be replaced
 
 
@@ -121,6 +122,45 @@ def run_job(
     return report
 
 
+def stream_job(
+    job: Job, load: Callable[[], "DecodNERPipeline"], file: BinaryIO, *, progress: Progress | None = None, warn: Warn
+) -> Report:
+    """Writes each document as soon as it is annotated, without a journal: for standard output.
+
+    Args:
+        job: one output, of one of the `STREAMED` formats.
+        load: loads the pipeline.
+        file: where to.
+        progress: shows how far the run is.
+        warn: gets warnings.
+
+    Returns:
+        What was annotated and what was left out.
+
+    Raises:
+        ValueError: a document that cannot be read or annotated, unless errors are skipped; those before are written.
+    """
+    pipe = load()
+    tally, meter, shown = _Tally(job, warn), Meter(), progress or Progress()
+    documents = job.documents(tally.leave_out, meter)
+
+    def annotated() -> Iterator[Annotated]:
+        for record, outcome in annotate_records(pipe, documents):
+            if isinstance(outcome, ValueError):
+                tally.refuse(record, outcome)
+            else:
+                tally.count(record, outcome, None)
+                yield Annotated(record, outcome)
+            shown.advance()
+
+    with shown.over(None, 0, meter, job.bytes()):
+        for part in text_parts(annotated(), job.parts[0].form, warn):
+            file.write(encoded(part))
+            file.flush()
+    tally.finish()
+    return tally.report
+
+
 def _earlier_run(job: Job, journal: Journal, resume: bool) -> dict[str, Any] | None:
     """Returns what identifies the run that is to be resumed, or that is complete; None where there is none.
 
@@ -160,18 +200,54 @@ def _named(settings: dict[str, Any]) -> dict[str, Any]:
     return {names.get(name, name.replace("_", " ")): value for name, value in settings.items()}
 
 
+class _Tally:
+    """Counts what happens to documents, and decides whether one that is refused ends the run."""
+
+    def __init__(self, job: Job, warn: Warn) -> None:
+        self.job, self.warn = job, warn
+        self.report = Report()
+        self.entity_fields: set[str] = set()
+
+    def count(self, record: Record, entities: Entities | None, reason: str | None) -> None:
+        """Counts a document with its entities, or with why it has none."""
+        if entities is None:
+            self.leave_out(replace(record, problem=reason))
+            return
+        self.report.add(entities)
+        for entity in entities:
+            self.entity_fields.update(entity)
+
+    def leave_out(self, record: Record) -> None:
+        """Counts a broken document, and warns of the first ones."""
+        place, reason = self.job.place(record), record.problem or ""
+        self.report.skip(place, reason)
+        if len(self.report.skipped) <= WARNINGS_SHOWN:
+            self.warn(f"{place} is left out: {reason}")
+
+    def refuse(self, record: Record, error: ValueError) -> None:
+        """Counts a document that the pipeline refuses; raises a ValueError unless errors are skipped."""
+        if not self.job.skip_errors:
+            raise ValueError(f"{self.job.place(record)}: {error}\nLeave it out with --on-error skip.") from error
+        self.count(record, None, str(error))
+
+    def finish(self) -> None:
+        """Warns of how many documents were left out, if not of each."""
+        if len(self.report.skipped) > WARNINGS_SHOWN:
+            self.warn(f"{len(self.report.skipped)} documents in all are left out")
+
+
 class _Run:
     """One run between its journal's header and its last output."""
 
     def __init__(self, job: Job, journal: Journal, progress: Progress, warn: Warn) -> None:
         self.job, self.journal, self.progress, self.warn = job, journal, progress, warn
-        self.report = Report()
+        self.tally = _Tally(job, warn)
 
     def complete(self, pipe: Pipe, total: int | None) -> Report:
         """Annotates what is not in the journal, then writes what is not written."""
         meter = Meter()
-        documents = self.job.documents(self._leave_out, meter)
-        done, written = self.journal.recover(documents, self._count)
+        documents = self.job.documents(self.tally.leave_out, meter)
+        done, written = self.journal.recover(documents, self.tally.count)
         with self.journal.append() as journal:
             with self.progress.over(total, done, meter, self.job.bytes()):
                 self._annotate(pipe, documents, journal)
@@ -180,37 +256,22 @@ class _Run:
             for index, (part, offset) in enumerate(zip(self.job.parts, self._offsets(), strict=True)):
                 if not _is_written(part, earlier.get(index)):
                     self._write(index, part, offset, journal)
-        if len(self.report.skipped) > WARNINGS_SHOWN:
-            self.warn(f"{len(self.report.skipped)} documents in all are left out")
-        return self.report
+        self.tally.finish()
+        return self.tally.report
 
     def _annotate(self, pipe: Pipe, documents: Iterator[Record], journal: JournalWriter) -> None:
         flushed = 0.0  # the first result is kept at once
         for record, outcome in annotate_records(pipe, documents):
             if isinstance(outcome, ValueError):
-                if not self.job.skip_errors:
-                    raise ValueError(f"{self.job.place(record)}: {outcome}\nLeave it out with --on-error skip.")
+                self.tally.refuse(record, outcome)
                 journal.add(record, None, str(outcome))
-                self._count(record, None, str(outcome))
             else:
                 journal.add(record, outcome)
-                self._count(record, outcome, None)
+                self.tally.count(record, outcome, None)
             if monotonic() - flushed > SECONDS_BETWEEN_FLUSHES:
                 journal.flush()
                 flushed = monotonic()
             self.progress.advance()
-
-    def _count(self, record: Record, entities: Entities | None, reason: str | None) -> None:
-        if entities is None:
-            self._leave_out(replace(record, problem=reason))
-        else:
-            self.report.add(entities)
-
-    def _leave_out(self, record: Record) -> None:
-        place, reason = self.job.place(record), record.problem or ""
-        self.report.skip(place, reason)
-        if len(self.report.skipped) <= WARNINGS_SHOWN:
-            self.warn(f"{place} is left out: {reason}")
 
     def _offsets(self) -> list[int | None]:
         """Returns where in the journal each output's results begin; None for its beginning."""
@@ -228,7 +289,8 @@ class _Run:
             )
         with unfinished(part.target) as file:
             sources = list(enumerate(part.sources, part.first))
-            write_annotated(file, lambda: self._annotated(part, offset), part.form, sources, self.warn)
+            form = replace(part.form, entity_fields=tuple(sorted(self.tally.entity_fields - ENTITY_FIELDS)))
+            write_annotated(file, lambda: self._annotated(part, offset), form, sources, self.warn)
             sync(file)
             status = os.fstat(file.fileno())
             journal.add_written(Written(index, status.st_size, status.st_mtime_ns))

@@ -20,7 +20,7 @@ from .rendering import conll_block, html_page, json_lines
 
 WRITTEN = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".conll", ".html")
 STREAMED = (".jsonl", ".ndjson", ".conll", ".html")  # written in one pass
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a cell begins that a spreadsheet may run
+FORMULA = (*"=+-@\t\r", *"\uff1d\uff0b\uff0d\uff20")  # how a cell begins that a spreadsheet may run; full-width, too
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class OutputFormat:
         entities_column: the field for the entities.
         text_column: the field with the text, which html and conll show by itself.
         file_column: a field that was added to parquet rows, None for none.
+        entity_fields: what entities have besides label, score, word, start and end: "scores", "truncated_at".
     """
 
     suffix: str
@@ -40,6 +41,7 @@ class OutputFormat:
     entities_column: str
     text_column: str
     file_column: str | None = None
+    entity_fields: tuple[str, ...] = ()
 
 
 def write_annotated(
@@ -66,7 +68,9 @@ def write_annotated(
         if form.compression == ".gz":
             file = stack.enter_context(gzip.GzipFile(fileobj=file, mode="wb", mtime=0))  # type: ignore[assignment]
         elif form.compression == ".zst":
-            file = stack.enter_context(zstandard().ZstdCompressor().stream_writer(file, closefd=False))
+            file = stack.enter_context(
+                zstandard().ZstdCompressor(write_checksum=True).stream_writer(file, closefd=False)
+            )
         if form.suffix == ".parquet":
             _write_parquet(file, annotations, form, sources)
         elif form.suffix in (".csv", ".tsv"):
@@ -79,12 +83,16 @@ def write_annotated(
 def text_parts(annotations: Iterator[Annotated], form: OutputFormat, warn: Warn) -> Iterable[str]:
     """Yields what a file of one of the `STREAMED` formats holds, piece by piece; raises as `write_annotated`."""
     if form.suffix == ".conll":
-        return (conll_block(i.record.text, i.entities) for i in annotations)
+        return (conll_block(i.record.text, i.entities, _other_fields(i, form)) for i in annotations)
     if form.suffix == ".html":
-        return html_page((i.record.text, i.entities) for i in annotations)
+        return html_page((i.record.text, i.entities, _other_fields(i, form)) for i in annotations)
     return json_lines(
         ((i.record.place, {**i.record.fields, form.entities_column: i.entities}) for i in annotations), warn
     )
+
+
+def _other_fields(item: Annotated, form: OutputFormat) -> dict[str, Any]:
+    return {name: value for name, value in item.record.fields.items() if name != form.text_column}
 
 
 def encoded(text: str) -> bytes:
@@ -96,9 +104,9 @@ def _write_parquet(
     file: BinaryIO, annotations: Annotations, form: OutputFormat, sources: Sequence[tuple[int, Source]]
 ) -> None:
     if sources and all(source.suffix == ".parquet" for _, source in sources):
-        parquet.copy_parquet(file, annotations, form.entities_column, sources, form.file_column)
+        parquet.copy_parquet(file, annotations, form.entities_column, form.entity_fields, sources, form.file_column)
     else:
-        parquet.write_parquet(file, annotations, form.entities_column)
+        parquet.write_parquet(file, annotations, form.entities_column, form.entity_fields)
 
 
 def _write_table(file: BinaryIO, annotations: Annotations, form: OutputFormat) -> None:
@@ -106,7 +114,7 @@ def _write_table(file: BinaryIO, annotations: Annotations, form: OutputFormat) -
     names = dict.fromkeys(name for item in annotations() for name in item.record.fields)
     columns = [*names, form.entities_column] if names else [form.text_column, form.entities_column]
     text = io.TextIOWrapper(file, encoding="utf-8", errors="backslashreplace", newline="", write_through=True)
-    writer = csv.writer(text, delimiter="\t" if form.suffix == ".tsv" else ",", lineterminator="\n")
+    writer = csv.writer(text, delimiter="\t" if form.suffix == ".tsv" else ",")
     writer.writerow(map(_cell, columns))
     for item in annotations():
         values = [item.record.fields.get(name) for name in names]

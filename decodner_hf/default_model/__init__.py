@@ -1,4 +1,4 @@
-"""Locates the model that comes with the package.
+"""Locates the bundled default model.
 
 In: nothing. Out: its folder, of the same form as any saved model.
 Knows nothing of what is in it; imports nothing heavy.
@@ -10,7 +10,7 @@ FOLDER = Path(__file__).parent
 
 
 def default_model() -> Path:
-    """Returns the folder of the model that comes with the package.
+    """Returns the folder of the bundled default model.
 
     Raises:
         FileNotFoundError: an installation without it.

@@ -7,8 +7,8 @@ Knows nothing of files, tables or figures.
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from ..core.arrays import BoolArray, FloatArray, IntArray, bounds_of
 from ..core.decoding import label_scores
 from ..core.pipeline import DecodNERPipeline
-from ..core.requests import Settings
-from ..core.results import Prepared
+from ..core.pipeline_io import Document, PreparedDocument, Settings
+from ..core.prompting import Labels
 from ..core.selection import select_spans
+from ..core.streaming import scored_passes
 from ..data.document_context import Context, Passage, passages_of
 from ..data.examples import Example, labels_of
 from ..data.gold_spans import COVERAGE_KINDS, bounds_of_entities, coverage_kinds, indices_among
@@ -182,7 +183,8 @@ def score_examples(
     settings = pipe.settings_for(choices)
     if settings.candidate_labels is None and not pipe.model.config.labels:
         settings = replace(settings, candidate_labels=labels_of(examples))
-    labels = [name for name, _ in pipe.labels_for(settings.candidate_labels)]
+    asked = pipe.labels_for(settings.candidate_labels)
+    labels = [name for name, _ in asked]
     unknown = sorted(set(labels_of(examples)) - set(labels))
     if unknown:
         raise ValueError(
@@ -195,10 +197,12 @@ def score_examples(
     coverage = np.zeros(len(COVERAGE_KINDS), np.int64)
     columns: list[tuple[IntArray, ...]] = []
     logits: list[NDArray[Any]] = []
-    for passage, prepared, scores in _scored(pipe, passages, settings):
+    passes = scored_passes(_encoded(pipe, passages, asked, settings), pipe.scorer)
+    for passage, result in zip(passages, chain.from_iterable(passes), strict=True):
+        prepared = result.prepared
         coverage += _coverage(passage.example, prepared, settings.max_span_words)
         columns += [_columns(passage, window.candidates.start, window.candidates.end) for window in prepared.windows]
-        logits.append(scores)
+        logits.append(result.label_logits)
         if progress is not None:
             progress(len(passage.members))
     owner, start, end = (np.concatenate(parts) for parts in zip(*columns, strict=True))
@@ -227,39 +231,23 @@ def _check(examples: Sequence[Example]) -> None:
         )
 
 
-def _scored(
-    pipe: DecodNERPipeline, passages: Sequence[Passage], settings: Settings
-) -> Iterator[tuple[Passage, Prepared, NDArray[Any]]]:
-    """Each passage with its candidates and their label logits; the next ones are encoded while these are scored."""
-    groups = [passages[start : start + PASSAGES_AT_ONCE] for start in range(0, len(passages), PASSAGES_AT_ONCE)]
-    with ThreadPoolExecutor(1) as worker:
-        coming = worker.submit(_prepare, pipe, groups[0], settings)
-        for number, group in enumerate(groups):
-            prepared = coming.result()
-            if number + 1 < len(groups):
-                coming = worker.submit(_prepare, pipe, groups[number + 1], settings)
-            for run in pipe.scorer.runs([document.num_nodes for document in prepared]):
-                documents = prepared[run.start : run.stop]
-                yield from zip(group[run.start : run.stop], documents, pipe.forward(documents), strict=True)
+def _encoded(
+    pipe: DecodNERPipeline, passages: Sequence[Passage], labels: Labels, settings: Settings
+) -> Iterator[list[PreparedDocument]]:
+    """Encodes passages in groups; of their candidates those stay that lie within one member."""
+    for start in range(0, len(passages), PASSAGES_AT_ONCE):
+        group = passages[start : start + PASSAGES_AT_ONCE]
+        documents = [Document(passage.example.content, labels, number=passage.members[0]) for passage in group]
+        yield [
+            _own_candidates(prepared, passage)
+            for passage, prepared in zip(group, pipe.encoder.encode(documents, settings), strict=True)
+        ]
 
 
-def _prepare(pipe: DecodNERPipeline, passages: Sequence[Passage], settings: Settings) -> list[Prepared]:
-    """Encodes passages; of their candidates those stay that lie within one member."""
-    inputs = [
-        {"text": passage.example.content} if isinstance(passage.example.content, str)
-        else {"words": passage.example.content}
-        for passage in passages
-    ]  # fmt: skip
-    return [
-        _own_candidates(prepared, passage)
-        for passage, prepared in zip(passages, pipe.preprocess(inputs, settings), strict=True)
-    ]
-
-
-def _own_candidates(prepared: Prepared, passage: Passage) -> Prepared:
+def _own_candidates(prepared: PreparedDocument, passage: Passage) -> PreparedDocument:
     """Keeps the candidates that lie within one of the passage's members."""
-    windows = [replace(w, candidates=passage.own_candidates(w.candidates)) for w in prepared.windows]
-    return replace(prepared, windows=windows)
+    windows = (replace(w, candidates=passage.own_candidates(w.candidates)) for w in prepared.windows)
+    return replace(prepared, windows=tuple(windows))
 
 
 def _columns(passage: Passage, start: IntArray, end: IntArray) -> tuple[IntArray, IntArray, IntArray]:
@@ -269,7 +257,7 @@ def _columns(passage: Passage, start: IntArray, end: IntArray) -> tuple[IntArray
     return np.array(passage.members, np.int64)[member], start - shift, end - shift
 
 
-def _coverage(example: Example, prepared: Prepared, max_span_words: int) -> IntArray:
+def _coverage(example: Example, prepared: PreparedDocument, max_span_words: int) -> IntArray:
     """Returns int64 [4]: how many gold spans of an example are of each of `COVERAGE_KINDS`."""
     gold = bounds_of_entities(example)
     bounds = [np.stack([window.candidates.start, window.candidates.end], axis=1) for window in prepared.windows]

@@ -14,10 +14,11 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase
 
 from ..core.arrays import IntArray
+from ..core.document_windows import NoWindowError, split_into_windows
 from ..core.forest import SpanPaths, build_forest
 from ..core.label_head import UNLABELLED
 from ..core.prompting import PromptTemplate
-from ..core.spans import EncodedDocument, NoWindowError, encode_documents, split_into_windows
+from ..core.spans import EncodedDocument, encode_documents
 from ..data.document_context import Context, Passage, passages_of
 from ..data.examples import Example, labels_of
 from ..data.gold_spans import COVERAGE_KINDS, bounds_of_entities, coverage_kinds, indices_among

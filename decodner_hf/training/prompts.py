@@ -13,8 +13,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from ..core.arrays import BoolArray, IntArray, bounds_of, ramp_of
-from ..core.prompting import LabelSymbols, PromptTemplate, TooManyLabelsError, choose_symbols
-from ..core.scoring import EncodedPrompt
+from ..core.prompting import EncodedPrompt, LabelSymbols, PromptTemplate, TooManyLabelsError, choose_symbols
 from ..core.tokenization import continuation_ids
 from ..core.validation import check_count, check_number
 from .documents import EncodedSources, TrainingDocument

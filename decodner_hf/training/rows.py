@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from ..core.arrays import IndexArray, IntArray, ramp_of
 from ..core.forest import TokenForest, build_forest
 from ..core.label_head import UNLABELLED
-from ..core.scoring import EncodedPrompt
+from ..core.prompting import EncodedPrompt
 from ..core.validation import check_count
 from .documents import EncodedSources, TrainingDocument
 from .prompts import AskedTypes, OpenPrompter

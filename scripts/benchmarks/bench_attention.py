@@ -64,7 +64,7 @@ class Problem:
 
 
 def span_metadata(nodes: int, prefix_length: int, width: int, seed: int = 0) -> AttentionMetadata:
-    """The first `nodes` nodes of the span trees of a random document, all spans of at most `width` words."""
+    """Returns the first `nodes` nodes of the span trees of a random document, all spans of at most `width` words."""
     random = np.random.default_rng(seed)
     words = nodes // (width // 2) + width + 1
     lengths = 1 + (random.random(words) < SECOND_TOKEN)
@@ -101,12 +101,12 @@ def make_problem(metadata: AttentionMetadata, heads: tuple[int, int], head_size:
 
 
 def kernel_method(problem: Problem, config: KernelConfig | None = None) -> Method:
-    """The fused kernel, in the table's configuration where none is given."""
+    """Runs the fused kernel, in the table's configuration if none is given."""
     return partial(forest_attention_triton, *problem.inputs, config=config)
 
 
 def blocks_method(problem: Problem) -> Method:
-    """The torch path, block by block."""
+    """Runs the torch path, block by block."""
     return partial(forest_attention, *problem.inputs)
 
 
@@ -137,7 +137,7 @@ def flex_method(problem: Problem, dynamic: bool = False) -> Method:
     if problem.prefix is not None:
         keys, values = (torch.cat(pair, dim=2) for pair in zip(problem.prefix, (keys, values), strict=True))
     if not dynamic:
-        torch._dynamo.reset()  # every size compiles anew, and few recompiles are allowed
+        torch._dynamo.reset()  # every size is compiled, and few recompilations are allowed
     compiled = torch.compile(flex_attention, dynamic=dynamic)
     query = problem.query.contiguous()
     return partial(compiled, query, keys.contiguous(), values.contiguous(), block_mask=mask, enable_gqa=True)
@@ -153,7 +153,7 @@ METHODS = {
 
 
 def check(problem: Problem, config: KernelConfig | None) -> dict[str, float]:
-    """The kernel's greatest error against the reference in float64, and the torch path's.
+    """Returns the kernel's greatest error against the reference in float64, and the torch path's.
 
     Raises:
         ValueError: the kernel's error is above twice the torch path's plus 1e-6, or not a number.

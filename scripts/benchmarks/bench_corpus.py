@@ -4,7 +4,7 @@ In: the shape of a model (random weights, a tokenizer trained here, nothing is d
 documents. Out: documents and nodes a second; the share of the wall time that the floor (the decoder's matrix products
 alone, and the prefix attention at the measured rate) would take; the host's share, by which the wall time exceeds
 scoring the same documents already encoded and without decoding; the first run of a corpus, in which sizes of passes
-come up that were not met before; peak memory beside what it is made of, for one and
+come up that were not met before; peak memory and its parts, for one and
 several corpus sizes; the exponent of cost in words x width; and the same as JSON in the last line.
 """
 
@@ -31,10 +31,10 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from decodner_hf import DecodNERPipeline
-from decodner_hf.core.results import Prepared
-from decodner_hf.core.scoring import activation_bytes_per_node, collect
+from decodner_hf.core.pipeline_io import PreparedDocument
+from decodner_hf.core.scoring import activation_bytes_per_node
 from decodner_hf.core.static_inputs import PREFIX_SIZES
-from decodner_hf.core.streaming import EntityStream, cut
+from decodner_hf.core.streaming import documents_by_pass, encoded_groups, read_groups
 
 # model type, hidden, intermediate, layers, heads, key/value heads, head size
 MODELS = {
@@ -95,7 +95,7 @@ def texts(generator: np.random.Generator, vocabulary: list[str], documents: int,
 
 
 def train_tokenizer(vocabulary: list[str]) -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer that needs about 1.4 tokens a word of these."""
+    """Returns a byte-level tokenizer that needs about 1.4 tokens a word of these."""
     tokenizer = Tokenizer(models.BPE())
     split = pre_tokenizers.Split(Regex(r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s+"), "isolated")
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -108,7 +108,7 @@ def train_tokenizer(vocabulary: list[str]) -> PreTrainedTokenizerFast:
 
 
 def make_pipeline(options: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) -> DecodNERPipeline:
-    """A random model of the preset's shape behind the library's pipeline."""
+    """Returns the library's pipeline around a random model of the preset's shape."""
     kind, hidden, intermediate, layers, heads, kv_heads, head_size = MODELS[options.preset]
     config = AutoConfig.for_model(
         kind,
@@ -149,13 +149,19 @@ class Bench:
         self.setup_seconds = time.perf_counter() - began
         self.backbone = self.pipe.model.backbone
         self.rate = peak_rate(self.device, self.backbone.dtype, 5)
-        weights, budget = linear_weights(self.backbone.model), self.pipe.scorer.token_budget
-        self.seconds_a_node = products_seconds(weights, [budget] * len(weights), 3) / budget
+        weights = linear_weights(self.backbone.model)
+        self.seconds_a_node = products_seconds(weights, [self.budget] * len(weights), 3) / self.budget
 
-    def runs(self, documents: list[str]) -> list[list[Prepared]]:
-        """The documents encoded, in the groups that share a pass."""
-        stream = EntityStream(self.pipe, documents, self.pipe.settings_for({}))
-        return list(cut(self.pipe.scorer, [prepared for group in stream.groups() for prepared in group]))
+    @property
+    def budget(self) -> int:
+        """Nodes per pass."""
+        return self.pipe.scorer.token_budget
+
+    def runs(self, documents: list[str]) -> list[list[PreparedDocument]]:
+        """Encodes the documents, in the groups that share a pass."""
+        stream = self.pipe.stream(documents, self.pipe.settings_for({}))
+        groups = encoded_groups(read_groups(documents, stream.read), stream.encode)
+        return list(documents_by_pass([prepared for group in groups for prepared in group], self.budget))
 
     def clock(self, run: Callable[[], Any], repeats: int, warm: bool) -> float:
         """Median seconds by the host's clock."""
@@ -175,24 +181,28 @@ class Bench:
         runs = self.runs(documents)
         encoding = time.perf_counter() - began
         scoring = self.clock(
-            lambda: [collect(part) for part in [self._launch(run) for run in runs]], self.options.repeats, True
+            lambda: [part.wait() for part in [self.pipe.scorer.launch(run) for run in runs]],
+            self.options.repeats,
+            True,
         )
         settings = self.pipe.settings_for({})
-        scored = [(run, self.pipe.collect(run, self.pipe.launch(run))) for run in runs]
+        stream = self.pipe.stream(documents, settings)
+        scored = [self.pipe.scorer.score(run) for run in runs]
         began = time.perf_counter()
-        for run, logits in scored:
-            self.pipe.postprocess((run, logits), settings)
+        for run in scored:
+            for document, entities in zip(run, stream.decode(run), strict=True):
+                stream.write(entities, document.prepared)
         decoding = time.perf_counter() - began
-        prefix = len(self.pipe.encoded_prompts(tuple((label, None) for label in LABELS))[0].prefix_token_ids)
+        prefix = len(runs[0][0].prompts[0].prefix_token_ids)
         spans = sum(window.candidates.num_spans for run in runs for item in run for window in item.windows)
         config = self.backbone.config
         itemsize = self.backbone.dtype.itemsize
         heads = config.num_attention_heads * config.head_dim * config.num_hidden_layers
         floor = nodes * (self.seconds_a_node + 4 * heads * prefix / self.rate)
         kept = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * itemsize
-        buffers = {id(cache): cache for cache in self.pipe.scorer._prefixes.values()}
-        held = sum(buffer.keys.shape[2] for cache in buffers.values() for buffer in [cache.layers[0].calls[0]])
-        largest = min(self.pipe.scorer.token_budget, nodes)
+        buffers = [cache.layers[0].calls[0] for cache in self.pipe.scorer.kept_prefixes()]
+        held = sum(buffer.keys.shape[2] for buffer in buffers)
+        largest = min(self.budget, nodes)
         activations = largest * activation_bytes_per_node(self.pipe.model)
         # graphs have activations of their own, and room for a copy of a prefix
         graphs = activations + kept * PREFIX_SIZES[-1] if self.pipe.model.graphs is not None else 0
@@ -207,9 +217,6 @@ class Bench:
         """CUDA graphs captured so far."""
         graphs = self.pipe.model.graphs
         return 0 if graphs is None else graphs.captures
-
-    def _launch(self, run: list[Prepared]) -> list[Any]:
-        return [part for runs in self.pipe.launch(run) for part in runs]
 
     def _count_nodes(self) -> Callable[[], int]:
         """From now on counts the nodes of all passes, prefixes included."""
@@ -283,7 +290,7 @@ def main() -> None:
     parser.add_argument("--long-words", type=int, help="1400, tiny: 120")
     parser.add_argument("--token-budget", type=int, help="nodes a pass; the library's default if left out")
     parser.add_argument("--compile", action="store_true", help="compile the layers first")
-    parser.add_argument("--repeats", type=int, default=3, help="runs, behind a first one; their median counts")
+    parser.add_argument("--repeats", type=int, default=3, help="runs after a first one; their median counts")
     options = read_flags(parser)
     tiny = options.preset == "tiny"
     options.sentences = options.sentences or (64 if tiny else 3453)

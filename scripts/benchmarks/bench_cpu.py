@@ -30,7 +30,7 @@ from transformers.utils import logging
 
 from decodner_hf.core.decoding import label_scores
 from decodner_hf.core.pipeline import DecodNERPipeline
-from decodner_hf.core.results import Prepared
+from decodner_hf.core.pipeline_io import PreparedDocument
 from decodner_hf.data.examples import load_examples
 from decodner_hf.default_model import default_model
 
@@ -58,7 +58,7 @@ STAGE_NAMES = ("import torch", "import transformers", "import decodner_hf", "loa
 
 
 class Reencoding:
-    """Scores spans one by one, each behind its whole prompt, with the decoder as transformers runs it."""
+    """Scores spans one by one, each after its whole prompt, with the decoder as transformers runs it."""
 
     def __init__(self, pipe: DecodNERPipeline) -> None:
         """Copies the decoder and gives the copy transformers' own attention."""
@@ -67,11 +67,11 @@ class Reencoding:
         self.native.set_attn_implementation("sdpa")
         self.batch_tokens = BATCH_TOKENS[-1]
 
-    def rows(self, prepared: Sequence[Prepared]) -> list[NDArray[np.int64]]:
-        """The whole prompt of every span of every document, as token ids."""
+    def rows(self, prepared: Sequence[PreparedDocument]) -> list[NDArray[np.int64]]:
+        """Returns the whole prompt of every span of every document, as token ids."""
         rows = []
         for item in prepared:
-            (prompt,), (document,) = self.pipe.encoded_prompts(item.labels), item.windows
+            (prompt,), (document,) = item.prompts, item.windows
             paths = document.candidates.paths
             before = np.concatenate([prompt.prefix_token_ids, document.chain_token_ids])
             starts = paths.cu_seqlens[paths.span_path]
@@ -118,10 +118,10 @@ def clock(run: Callable[[], Any], repeats: int) -> float:
 def measure(pipe: DecodNERPipeline, texts: list[str], repeats: int, reencoded: int) -> dict[str, Any]:
     """Times both ways: all `texts` and each alone; re-encoding of the first `reencoded` ones only."""
     other, sample = Reencoding(pipe), texts[:reencoded]
-    prepared = pipe.preprocess(sample, pipe.settings_for({}))
-    (prompt,) = pipe.encoded_prompts(prepared[0].labels)
+    prepared = [pipe.preprocess(text) for text in sample]
+    (prompt,) = prepared[0].prompts
     rows = other.rows(prepared)
-    found = np.concatenate(pipe._forward(prepared))
+    found = np.concatenate([scored.label_logits for scored in pipe.scorer.score(prepared)])
     pipe(texts)
     together = clock(lambda: pipe(texts), repeats)
     alone = [clock(lambda text=text: pipe(text), repeats) for text in texts]
@@ -189,7 +189,7 @@ def show(figures: dict[str, Any]) -> None:
 
 
 def processor() -> str:
-    """The processor's name, where the system tells."""
+    """Returns the processor's name, where the system tells."""
     information = Path("/proc/cpuinfo")
     lines = information.read_text(encoding="utf-8").splitlines() if information.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]

@@ -102,7 +102,7 @@ class Ladder:
         self.exact = self.exact_logits()
 
     def exact_logits(self) -> dict[int, torch.Tensor]:
-        """Every span's label logits by the same weights in higher precision, through the decoder's own cache."""
+        """Returns all label logits by the same weights in higher precision, through the decoder's own cache."""
         higher = torch.float64 if self.options.dtype == "float32" else torch.float32
         prefilled = Prefilled.of(copy.deepcopy(self.native).to(higher), self.prefix)
         return {
@@ -119,14 +119,14 @@ class Ladder:
         return row_logits(native or self.native, ends, self.symbols)
 
     def re_encode(self, batch: Rows) -> torch.Tensor:
-        """Prefix and span anew in every row."""
+        """Encodes prefix and span in every row."""
         prefix = self.prefix.expand(len(batch.token_ids), -1)
         ids = torch.cat([prefix, batch.token_ids], dim=1).to(self.device)
         states = self.native.model(input_ids=ids, use_cache=False).last_hidden_state
         return self.label_head(states, batch, len(self.prefix))
 
     def expanded(self, batch: Rows, full: bool, prefilled: Prefilled | None = None) -> torch.Tensor:
-        """The prefix's cache copied into every row, as plain transformers asks for."""
+        """Returns the prefix's cache copied into every row, as plain transformers asks for."""
         prefilled = prefilled or self.prefilled
         inputs = {
             "input_ids": batch.token_ids.to(self.device),
@@ -140,7 +140,7 @@ class Ladder:
         return self.label_head(states, batch, native=prefilled.native)
 
     def padded(self, batch: Rows, full: bool) -> torch.Tensor:
-        """The original design: padded rows over the shared prefix, through this library."""
+        """Scores by the original design: padded rows over the shared prefix, through this library."""
         if full:
             logits = self.model.forward_spans(batch.token_ids, None, self.cache)
             ends = logits[batch.end_row.to(self.device), batch.end_column.to(self.device)]
@@ -169,7 +169,7 @@ class Ladder:
         return Rung(name, scale * host, scale * device, tokens, len(found), difference, error, peak)
 
     def floors(self) -> dict[str, float]:
-        """The two floors in milliseconds, and what they are made of."""
+        """Returns the two floors in milliseconds, and what they are made of."""
         config, nodes = self.native.config, self.forest.num_nodes
         weights = linear_weights(self.native.model)
         head = self.native.lm_head.weight[self.symbols.to(self.device)]
@@ -189,7 +189,7 @@ class Ladder:
 
     @torch.no_grad()
     def climb(self) -> list[Rung]:
-        """All rungs, the reference first."""
+        """Times all rungs, the reference first."""
         options, rows, chains = self.options, self.rows, self.chains
         most, spans, starts = options.max_batches, self.num_spans, len(self.chains.lengths)
         batches = rows.batches(options.batch_size, most)
@@ -246,7 +246,7 @@ class Ladder:
         return 1e3 * clock(lambda: model.score_forest(forest, self.symbols, cache), repeats, self.device)[0]
 
     def measure_forest(self, name: str, whole: Rows, model: DecodNERForSpanClassification) -> Rung:
-        """The forest, all spans in one pass; alone, and as one of several that the host does not wait for."""
+        """Times the forest, all spans in one pass; alone, and as one of several that the host does not wait for."""
         cache = model.encode_prefix(self.prefix)
 
         def score(_: Rows) -> torch.Tensor:
@@ -259,7 +259,7 @@ class Ladder:
 
 
 def _largest_difference(found: dict[int, torch.Tensor], expected: dict[int, torch.Tensor]) -> float:
-    """The largest absolute difference of label logits over the spans that both hold; NaN where any is."""
+    """Returns the largest absolute difference of label logits over the spans that both hold; NaN where any is."""
     both = sorted(found.keys() & expected.keys())
     apart = torch.stack([found[span] for span in both]) - torch.stack([expected[span] for span in both])
     return float(apart.abs().max())

@@ -1,4 +1,4 @@
-"""What the benchmarks of whole passes share: flags, clocks, the rates of the hardware, and what a run is told by.
+"""Shared by the benchmarks of whole passes: flags, clocks, hardware rates, and the description of a run.
 
 In: flags; things to run. Out: options, times, figures for the JSON line. Knows nothing of what is measured.
 """
@@ -18,7 +18,7 @@ PEAK_SIZE = {"cuda": 8192, "cpu": 512}  # of the matrix product whose rate count
 
 
 def make_parser(description: str | None, presets: Iterable[str]) -> argparse.ArgumentParser:
-    """A parser with the flags that say what is run where."""
+    """Returns a parser with the flags for shape, device and dtype."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--preset", choices=list(presets), default="tiny")
     parser.add_argument("--device", default="cpu")
@@ -27,14 +27,14 @@ def make_parser(description: str | None, presets: Iterable[str]) -> argparse.Arg
 
 
 def read_flags(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """The flags as given, the dtype filled in."""
+    """Returns the flags as given, the dtype filled in."""
     options = parser.parse_args()
     options.dtype = options.dtype or ("bfloat16" if options.device.startswith("cuda") else "float32")
     return options
 
 
 def figures_of(options: argparse.Namespace) -> dict[str, Any]:
-    """The flags, the device, versions and the date."""
+    """Returns the flags, the device, versions and the date."""
     on_gpu = options.device.startswith("cuda")
     return vars(options) | {
         "device_name": torch.cuda.get_device_name() if on_gpu else f"CPU, {torch.get_num_threads()} threads",
@@ -76,7 +76,7 @@ def peak_rate(device: torch.device, dtype: torch.dtype, repeats: int) -> float:
 
 
 def linear_weights(decoder: torch.nn.Module) -> list[torch.Tensor]:
-    """The weights of all matrix products in a decoder."""
+    """Returns the weights of all matrix products in a decoder."""
     return [module.weight for module in decoder.modules() if isinstance(module, torch.nn.Linear)]
 
 

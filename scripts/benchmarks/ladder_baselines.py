@@ -1,4 +1,4 @@
-"""What scores a document's spans without a forest: right-padded rows, and a decoder's own cache of the prefix.
+"""Baselines without a forest: right-padded rows, and a decoder's own cache of the prefix.
 
 In: a document's `SpanPaths`; a plain decoder and a prefix. Out: batches of rows and where spans end in them; caches.
 Knows nothing of labels or clocks.
@@ -78,7 +78,7 @@ class Prefilled:
         return cls(native, [(layer.keys, layer.values) for layer in filled.layers])
 
     def cache(self, rows: int) -> DynamicCache:
-        """The prefix repeated for a batch."""
+        """Returns the prefix repeated for a batch."""
         cache = DynamicCache(config=self.native.config)
         for index, (keys, values) in enumerate(self.layers):
             cache.update(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1), index)

@@ -20,7 +20,7 @@ DEMONYMS = ("nationality", "ethnic group")
 
 
 def renamed(row: Mapping[str, Any], demonyms: frozenset[str], names: Mapping[str, str]) -> dict[str, Any]:
-    """The row with new labels for demonyms; an empty new label drops the entity."""
+    """Returns the row with new labels for demonyms; an empty new label drops the entity."""
     entities = []
     for start, end, label in row["entities"]:
         text = " ".join(row["tokens"][start:end]) if "tokens" in row else row["text"][start:end]

@@ -1,4 +1,4 @@
-"""A label map from fine types to person, organization, location and "other name", as news corpora have them.
+"""Makes a label map from fine types to person, organization, location and "other name", as news corpora have them.
 
 In: what `type_notes.py` wrote, and the sets to map. Out: a label map; what is no name (dates, amounts) is dropped.
 
@@ -22,7 +22,7 @@ NOT_NAMES = ("food", "programming language", "file format", "device", "material"
 
 
 def mapped(label: str, notes: dict[str, Any]) -> str | None:
-    """The label's place among the four."""
+    """Returns the label's place among the four."""
     line = [label, *notes.get(label, {}).get("parents", ())]
     if any(name in NOT_NAMES for name in line):
         return None

@@ -4,7 +4,7 @@
 # names. Every step is seeded. The data take 11 minutes of one CPU core, training 5 minutes of an NVIDIA H200.
 #
 # The first stage is the model of commit 5debd64: 1 B tokens of pretraining and 2,100 open-type steps of 65,536 nodes, on
-# fewer data. To make that one anew: git worktree add first 5debd64, and run its scripts/default_model/make.sh there.
+# fewer data. To make that one: git worktree add first 5debd64, and run its scripts/default_model/make.sh there.
 set -euo pipefail
 here=scripts/default_model
 

@@ -177,7 +177,7 @@ class Pretrainer:
         return True
 
     def _is_time(self, since: float, limit: float | None) -> bool:
-        """Whether `limit` seconds have passed on any rank: what follows is done by all, at the same step."""
+        """Tells whether `limit` seconds have passed on any rank: what follows is done by all, at the same step."""
         if limit is None:
             return False
         late = torch.tensor([float(time.monotonic() - since > limit)])
@@ -269,7 +269,7 @@ class Pretrainer:
 
 
 def make_model(options: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """A random Llama by the options, or the one at --init."""
+    """Returns a random Llama by the options, or the one at --init."""
     if options.init is not None:
         of = AutoConfig.from_pretrained(options.init).get_text_config()
         if of.model_type != LlamaConfig.model_type or of.vocab_size < len(tokenizer):
@@ -307,7 +307,7 @@ def make_optimizer(name: str, model: nn.Module, rate: float, device: torch.devic
 
 
 def tokenizer_of(options: argparse.Namespace, say: Callable[[str], None]) -> PreTrainedTokenizerFast:
-    """The tokenizer at --init, or that of an earlier run, or one trained now."""
+    """Returns the tokenizer at --init, or that of an earlier run, or one trained now."""
     if options.init is not None:
         return tokenizer_in(options.init)
     start = time.monotonic()

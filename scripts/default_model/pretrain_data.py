@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerFast
 
 IntArray = NDArray[np.int64]
 BEGIN, END, PAD = "<|begin|>", "<|end|>", "<|pad|>"
-# Words with the mark or space before them, digits by twos, punctuation with the line ends behind it, other space.
+# Words with the mark or space before them, digits by twos, punctuation with the line ends after it, other space.
 WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 DOCUMENTS_AT_ONCE = 2048
 MOST_TOKENS = 65536  # 16 bits
@@ -49,7 +49,7 @@ class Corpus:
         return np.sort(documents[held_out:]), np.sort(documents[:held_out])
 
     def stream(self, documents: IntArray) -> NDArray[np.uint16]:
-        """The tokens of `documents`, in that order."""
+        """Returns the tokens of `documents`, in that order."""
         bounds = zip(self.cu_seqlens[documents].tolist(), self.cu_seqlens[documents + 1].tolist(), strict=True)
         return np.concatenate([self.token_ids[start:end] for start, end in bounds])
 
@@ -70,7 +70,7 @@ def cut_rows(stream: NDArray[np.uint16], row_tokens: int, what: str = "text") ->
 
 
 class RowOrder:
-    """The rows of all epochs, one after the other; the documents of every epoch are shuffled anew."""
+    """Yields the rows of all epochs, one after the other; every epoch shuffles the documents."""
 
     def __init__(self, corpus: Corpus, documents: IntArray, row_tokens: int, seed: int) -> None:
         """Rows of `row_tokens` tokens out of `documents`."""
@@ -96,7 +96,7 @@ class RowOrder:
 
 
 def read_texts(path: Path, field: str) -> Iterator[str]:
-    """The texts of a .jsonl or .jsonl.xz file, a line each; a ValueError names a line that has none."""
+    """Yields the texts of a .jsonl or .jsonl.xz file, a line each; a ValueError names a line that has none."""
     opener = lzma.open if path.suffix == ".xz" else open
     with opener(path, "rt", encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
@@ -132,7 +132,7 @@ def check_same(path: Path, kept: dict[str, Any], asked: dict[str, Any]) -> None:
 def prepare_tokenizer(
     paths: Sequence[Path], field: str, vocabulary: int, characters: int, directory: Path
 ) -> tuple[PreTrainedTokenizerFast, bool]:
-    """The tokenizer in `directory`, and whether it was trained just now, since there was none.
+    """Returns the tokenizer in `directory`, and whether it was trained just now, since there was none.
 
     Raises:
         ValueError: the one there was trained with other values, or on other files; or see `train_tokenizer`.
@@ -152,7 +152,7 @@ def prepare_tokenizer(
 
 
 def tokenizer_in(directory: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer of a model that a run starts from; a ValueError if it cannot serve here."""
+    """Returns the tokenizer of a model that a run starts from; a ValueError if it cannot serve here."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)
     if END not in tokenizer.get_vocab() or len(tokenizer) > MOST_TOKENS:
         raise ValueError(f"{directory}: the tokenizer must have the token {END}, and at most {MOST_TOKENS:,} in all.")

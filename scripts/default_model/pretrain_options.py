@@ -1,4 +1,4 @@
-"""The command line of `pretrain.py`.
+"""Defines the command line of `pretrain.py`.
 
 In: arguments. Out: the options, files checked to exist and in a fixed order; the `Schedule` that follows from them.
 """

@@ -1,4 +1,4 @@
-"""Silver mentions with fine types in running encyclopedia text: completely annotated sentences to train on.
+"""Finds silver mentions with fine types in encyclopedia text: completely annotated sentences to train on.
 
 In: articles (JSON Lines with id, title and text, plain or .xz), definition sentences with one mention and its type
 phrase each, and the taxonomy. Out: JSON Lines files of sentences, and of passages of several sentences of one article
@@ -37,7 +37,7 @@ SURFACE_AT_MOST, PLAIN_SURFACE_AT_MOST = 200, 1500  # sentences with one and the
 
 
 def read_articles(paths: Iterable[Path]) -> Iterator[dict[str, str]]:
-    """The articles of all files, one of each in turn."""
+    """Yields the articles of all files, one of each in turn."""
     files = [(lzma.open if path.suffix == ".xz" else open)(path, "rt", encoding="utf-8") for path in paths]
     try:
         while files:
@@ -106,7 +106,7 @@ def select(pool: Sequence[tuple[str, Sentence]], count: int, seed: int) -> list[
 
 
 def without_copies(sentences: Iterable[tuple[str, Sentence]]) -> list[tuple[str, Sentence]]:
-    """Each text once."""
+    """Drops texts that occur before."""
     seen: set[bytes] = set()
     kept = []
     for article, sentence in sentences:
@@ -118,7 +118,7 @@ def without_copies(sentences: Iterable[tuple[str, Sentence]]) -> list[tuple[str,
 
 
 def unquoted(sentence: Sentence, taxonomy: Taxonomy) -> Sentence:
-    """The sentence without the quotation marks around works, which stand for italics in plain text."""
+    """Returns the sentence without the quotation marks around works, which stand for italics in plain text."""
     marks: set[int] = set()
     mentions = []
     for start, end, label in sentence.mentions:

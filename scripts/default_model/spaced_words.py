@@ -1,4 +1,4 @@
-"""Texts as lists of words with every mark apart, as corpora of named entities give them.
+"""Splits texts into words with every punctuation mark separate, as corpora of named entities do.
 
 In: a text and its mentions in characters. Out: words and the mentions in words.
 Knows nothing of types or of where the text comes from.
@@ -19,7 +19,7 @@ WORD = re.compile(
 
 
 def spaced(text: str, mentions: Mentions) -> tuple[list[str], list[tuple[int, int, str]]] | None:
-    """The words, and the mentions in words, half-open; None where a mention does not begin and end with a word."""
+    """Returns words, and the mentions in words, half-open; None if a mention does not begin and end with a word."""
     found = list(WORD.finditer(text))
     starts = {part.start(): number for number, part in enumerate(found)}
     ends = {part.end(): number + 1 for number, part in enumerate(found)}

@@ -1,4 +1,4 @@
-"""Labelled lines from templates: forms of text that encyclopedias lack, such as results, datelines and queries.
+"""Writes labelled lines from templates: forms of text that encyclopedias lack, such as results, datelines and queries.
 
 In: a template file (see templates/grammar.py), and the names that `silver_mentions.py --names` writes. Out: a JSON
 Lines file; lines of one text carry the same "doc". A part of the texts stand as words with every mark apart.
@@ -35,7 +35,7 @@ class Writer:
         self.cast: dict[tuple[str, str], Forms] = {}
 
     def text(self, rule: str) -> list[tuple[str, Mentions]]:
-        """The lines of one text."""
+        """Returns the lines of one text."""
         self.cast = {}
         return [line for line in joined(list(self._expand(Reference(rule, None)))) if line[0]]
 
@@ -55,7 +55,7 @@ class Writer:
         return self.generator.choices(choice.options, choice.weights)[0]
 
     def _form(self, slot: Slot) -> Piece:
-        """The thing's form; things of one kind in a text have different names, and numbers are drawn anew."""
+        """Returns the thing's form; things of one kind have different names in a text, numbers are drawn each time."""
         forms = self._forms(slot)
         if slot.form not in forms:
             raise ValueError(f"{slot.kind!r} has no form {slot.form!r}, only {sorted(forms)}.")
@@ -76,14 +76,14 @@ class Writer:
 
 
 def changed(text: str, case: str | None) -> str:
-    """The text in another case."""
+    """Returns the text in another case."""
     if case == "title":
         return " ".join(word[:1].upper() + word[1:] for word in text.split(" "))
     return text if case is None else getattr(text, case)()
 
 
 def joined(pieces: Sequence[Piece]) -> Iterator[tuple[str, Mentions]]:
-    """The lines that the pieces make, each with its mentions; spaces that meet are one."""
+    """Yields the lines that the pieces make, each with its mentions; spaces that meet are one."""
     text, mentions = "", []
     for piece, label in [*pieces, (LINE_END, None)]:
         if label:
@@ -98,13 +98,13 @@ def joined(pieces: Sequence[Piece]) -> Iterator[tuple[str, Mentions]]:
 
 
 def _with(text: str, part: str) -> str:
-    """The text and what has no label behind it."""
+    """Joins a text and an unlabelled part."""
     words = " ".join(filter(None, part.split(" ")))
     closes = words[:1] in CLOSERS and not words[1:2].isdigit()
     text = text.rstrip() if closes else text
     before = " " if part.startswith(" ") and text and not text.endswith(" ") and not closes else ""
-    behind = " " if part.endswith(" ") and words else ""
-    return text + before + words + behind
+    after = " " if part.endswith(" ") and words else ""
+    return text + before + words + after
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def join(notes: dict[str, Any], taxonomy: Taxonomy, phrases: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """The notes of all types; those given by hand count first."""
+    """Returns the notes of all types; those given by hand count first."""
     joined: dict[str, dict[str, Any]] = {name: dict(note) for name, note in notes.items()}
     for name, ancestors in taxonomy.types.items():
         note = joined.setdefault(name, {})

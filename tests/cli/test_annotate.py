@@ -42,20 +42,18 @@ def read_jsonl(path):
 def test_every_input_becomes_every_output(tmp_path, suffix, out):
     source, target = write_corpus(tmp_path, suffix, TEXTS), tmp_path / f"out.{out}"
     assert cli.main(["annotate", str(source), "--out", str(target), *MODEL]) == 0
+    number = {"txt": lambda _: {}, "csv": lambda index: {"id": str(index)}}.get(suffix, lambda index: {"id": index})
     if out in ("jsonl", "parquet"):
         rows = read_jsonl(target) if out == "jsonl" else pq.read_table(target).to_pylist()
-        number = {"txt": lambda _: {}, "csv": lambda index: {"id": str(index)}}.get(
-            suffix, lambda index: {"id": index}
-        )
         expected = [{**number(i), "text": text, "entities": entities_of(text)} for i, text in enumerate(TEXTS)]
         assert rows == expected
     else:
-        text = target.read_text(encoding="utf-8")
-        documents = [(text, entities_of(text)) for text in TEXTS]
+        written = target.read_text(encoding="utf-8")
         part = conll_block if out == "conll" else html_block
         position = 0
-        for document in documents:
-            position = text.index(part(*document), position) + len(part(*document))
+        for index, text in enumerate(TEXTS):
+            document = part(text, entities_of(text), number(index))
+            position = written.index(document, position) + len(document)
     assert names_in(tmp_path) == sorted([source.name, target.name, f"{target.name}.report.json"])
 
 
@@ -375,3 +373,79 @@ def test_an_output_that_cannot_be_finished_leaves_nothing_half_written(load, tmp
     assert cli.main(["annotate", str(source), "--out", str(target), *MODEL]) == 1
     assert "'Rome' and 'Rome' overlap" in capsys.readouterr().err
     assert names_in(tmp_path) == ["in.txt", "out.conll.journal"]
+
+
+LINES = [json.dumps({"text": text, "n": number}) for number, text in enumerate(TEXTS)]
+ANSWERS = [{"text": text, "n": number, "entities": entities_of(text)} for number, text in enumerate(TEXTS)]
+
+
+def test_standard_input_goes_to_standard_output_at_once(stdin, capsysbinary):
+    stdin("\n".join(LINES).encode())
+    assert cli.main(["annotate", "-", "--input-format", "jsonl", "--out", "-", *MODEL]) == 0
+    assert [json.loads(line) for line in capsysbinary.readouterr().out.split(b"\n") if line] == ANSWERS
+
+
+def test_what_comes_before_a_broken_line_is_written(stdin, capsysbinary):
+    stdin("\n".join([*LINES, "{"]).encode())
+    assert cli.main(["annotate", "-", "--input-format", "jsonl", "--out", "-", *MODEL]) == 1
+    captured = capsysbinary.readouterr()
+    assert [json.loads(line) for line in captured.out.split(b"\n") if line] == ANSWERS
+    assert b"standard input, line 6: not JSON" in captured.err
+
+
+def test_a_table_on_standard_output_has_all_columns(stdin, capsysbinary):
+    stdin(b'{"text": "Rome"}\n{"text": "Oslo", "n": 1}\n')
+    assert cli.main(["annotate", "-", "--input-format", "jsonl", "--out", "-", "--format", "tsv", *MODEL]) == 0
+    captured = capsysbinary.readouterr()
+    assert captured.out.split(b"\r\n")[0] == b"text\tn\tentities"
+    assert captured.out.count(b"\r\n") == 3
+    assert b"journal" not in captured.err
+
+
+def test_standard_input_becomes_a_file_and_can_be_resumed(stdin, load, pipe, tmp_path, capsys):
+    arguments = ["annotate", "-", "--input-format", "jsonl", "--out", str(tmp_path / "out.jsonl"), *MODEL]
+    data = "".join(json.dumps({"text": text}) + "\n" for text in MANY).encode()
+    stdin(data)
+    load(lambda options: asked_of(options, interrupt_after=6, fingerprint=options.model))
+    assert cli.main(arguments) == 130
+    assert names_in(tmp_path) == ["out.jsonl.journal", "out.jsonl.stdin.jsonl"]
+    load(lambda options: same(pipe, options))
+    stdin(b"")
+    assert cli.main(arguments) == 1
+    assert "--resume" in capsys.readouterr().err
+    assert cli.main([*arguments, "--resume"]) == 0
+    assert [row["text"] for row in read_jsonl(tmp_path / "out.jsonl")] == MANY
+    assert pipe.annotated == MANY[6:]
+    assert names_in(tmp_path) == ["out.jsonl", "out.jsonl.report.json"]
+    stdin(data)
+    assert cli.main([*arguments, "--resume"]) == 0
+    assert "complete already" in capsys.readouterr().err
+    stdin(b'{"text": "Rome"}')
+    assert cli.main([*arguments, "--overwrite"]) == 0
+    assert [row["text"] for row in read_jsonl(tmp_path / "out.jsonl")] == ["Rome"]
+
+
+def test_standard_input_that_is_broken_leaves_nothing_behind(stdin, tmp_path):
+    stdin(b"Rome\n\xff\n")
+    assert cli.main(["annotate", "-", "--out", str(tmp_path / "out.jsonl"), *MODEL]) == 1
+    assert names_in(tmp_path) == []
+
+
+def test_several_inputs_become_a_folder(tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    for suffix in ("txt", "csv"):
+        write_corpus(tmp_path / "in", suffix, TEXTS[:1])
+    out = tmp_path / "out"
+    assert cli.main(["annotate", f"{tmp_path}/in/*", "--out", f"{out}/", "--format", "csv", *MODEL]) == 0
+    assert names_in(out) == ["decodner.report.json", "in.csv.csv", "in.txt.csv"]
+    assert "complete: 2 documents annotated" in capsys.readouterr().err
+    assert cli.main(["annotate", f"{tmp_path}/in/*", "--out", str(out), "--format", "csv", "--resume", *MODEL]) == 0
+    assert "complete already: 2 documents" in capsys.readouterr().err
+
+
+def test_whole_files_have_their_names(tmp_path):
+    (tmp_path / "a.md").write_text("# Rome\n\nOslo\n")
+    arguments = ["annotate", str(tmp_path / "a.md"), "--out", str(tmp_path / "out.jsonl"), "--whole-file", *MODEL]
+    assert cli.main(arguments) == 0
+    (row,) = read_jsonl(tmp_path / "out.jsonl")
+    assert (row["file"], row["text"]) == ("a.md", "# Rome\n\nOslo\n")

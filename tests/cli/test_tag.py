@@ -10,7 +10,8 @@ import pytest
 from fake_pipes import MODEL, TEXTS, entities_of
 
 from decodner_cli import main as cli
-from decodner_cli import tag
+from decodner_cli import pipeline_arguments, tag
+from decodner_hf.core import configuration, requests
 
 
 def test_a_text_becomes_a_table(capsys):
@@ -114,6 +115,16 @@ def test_a_text_that_names_a_file_is_annotated_with_a_note(tmp_path, capsys):
 
 
 USAGE_ERRORS = {
+    "labels with commas": (["text", "--model", "m", "--labels", "person,company"], "--labels person company"),
+    "no command": (["tagg", "x", "--model", "m"], "did you mean `decodner tag`?"),
+    "no command in capitals": (["Annotate", "in.txt", "--out", "o.jsonl"], "did you mean `decodner annotate`?"),
+    "multi-label": (["text", *MODEL, "--multi-label"], "needs --overlap all"),
+    "span words": (["text", *MODEL, "--max-span-words", "0"], "'0' is not a whole number of at least 1"),
+    "labels twice over": (["text", *MODEL, "--labels-file", "f"], "not allowed"),
+    "no labels file": (["text", "--model", "m", "--labels-file", "none.txt"], "none.txt cannot be read"),
+    "standard input twice": (["annotate", "-", "-", "--out", "o.jsonl", *MODEL], "can be read once"),
+    "resume of standard output": (["annotate", "-", "--out", "-", "--resume", *MODEL], "--resume"),
+    "conll by format": (["annotate", "-", "--out", "-", "--format", "conll", *MODEL, "--overlap", "all"], "conll"),
     "label twice": (["text", "--model", "m", "--labels", "A", "A=b"], "'A' is named twice"),
     "empty label": (["text", "--model", "m", "--labels", ""], "is not NAME"),
     "empty description": (["text", "--model", "m", "--labels", "A="], "is not NAME"),
@@ -155,3 +166,46 @@ def test_a_full_disk_is_an_error_in_every_format(shape, monkeypatch, capsys):
         assert cli.main([TEXTS[0], *MODEL, "--format", shape]) == 1
         os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())  # or closing it is one, too
     assert "decodner: error: [Errno 28] No space left" in capsys.readouterr().err
+
+
+LABEL_FILES = {
+    "list.json": '["person", "a, b"]',
+    "object.json": '{"person": null, "a, b": "two letters"}',
+    "lines.txt": "\ufeffperson\n\n a, b = two = letters \n",
+}
+
+
+@pytest.mark.parametrize("name", LABEL_FILES)
+def test_labels_come_from_a_file(tmp_path, load, pipe, name):
+    asked = []
+    load(lambda options: asked.append(options.labels) or pipe)
+    (tmp_path / name).write_text(LABEL_FILES[name], encoding="utf-8")
+    assert cli.main(["text", "--model", "m", "--labels-file", str(tmp_path / name)]) == 0
+    note = {"list.json": None, "object.json": "two letters", "lines.txt": "two = letters"}[name]
+    assert asked == [{"person": None, "a, b": note}]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", "[1]", '{"a": 1}', '[""]', '{"a": ""}', "{", '["a", "a"]', '{"a": null, "a": "b"}', "7"]
+)
+def test_a_labels_file_without_labels_is_wrong_usage(tmp_path, capsys, text):
+    path = tmp_path / "labels.json"
+    path.write_text(text)
+    assert cli.main(["text", "--model", "m", "--labels-file", str(path)]) == 2
+    assert f"argument --labels-file: {path}" in capsys.readouterr().err
+
+
+def test_a_text_that_resembles_a_command_is_a_text(capsys):
+    for arguments in (["Tags"], ["tag", "tagg", "x"], ["tag it", "x"]):
+        assert cli.main([*arguments, *(["--"] if arguments[0] == "tag" else [])]) == 0
+    assert "tagg" in capsys.readouterr().out
+
+
+def test_the_version_is_told(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("decodner ")
+
+
+def test_the_choices_are_those_of_the_pipeline():
+    assert pipeline_arguments.OVERLAPS == configuration.OVERLAPS
+    assert pipeline_arguments.LONG_DOCUMENTS == requests.LONG_DOCUMENTS

@@ -17,7 +17,7 @@ from decodner_hf.core.cache import KeyValueBuffer
 from decodner_hf.core.cuda_graphs import Captured, SpanPassGraphs
 from decodner_hf.core.forest import rows_forest
 from decodner_hf.core.static_inputs import PREFIX_SIZES, PassSize
-from decodner_hf.core.streaming import cut
+from decodner_hf.core.streaming import documents_by_pass
 
 
 class Rerun:
@@ -431,14 +431,14 @@ def test_a_corpus_met_before_captures_and_compiles_nothing_more():
         )
         for compiled in (False, True)
     )
-    runs = list(cut(pipe.scorer, pipe.preprocess(texts, pipe.settings_for({}))))
+    runs = list(documents_by_pass([pipe.preprocess(text) for text in texts], pipe.scorer.token_budget))
     for _ in range(2):
         for run in runs:
-            pipe._forward(run)
+            pipe.scorer.score(run)
     captures, compiled = pipe.model.graphs.captures, counters["stats"]["unique_graphs"]
     assert captures > 1
     for run in runs:
-        for found, expected in zip(pipe._forward(run), plain._forward(run), strict=True):
-            np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
+        for found, expected in zip(pipe.scorer.score(run), plain.scorer.score(run), strict=True):
+            np.testing.assert_allclose(found.label_logits, expected.label_logits, rtol=1e-3, atol=1e-3)
     assert pipe.model.graphs.captures == captures
     assert counters["stats"]["unique_graphs"] == compiled

@@ -2,6 +2,7 @@ import copy
 import json
 import logging
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from types import SimpleNamespace
 
 import datasets
@@ -17,6 +18,7 @@ from transformers import PretrainedConfig, pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
 import decodner_hf
+from decodner_hf.core import scoring
 from decodner_hf.core.prompting import choose_symbols
 from decodner_hf.core.scoring import default_budget
 
@@ -134,7 +136,7 @@ def test_more_labels_than_symbols_are_scored_in_shards_against_their_own_none():
     pipe = tiny_pipeline(tokenizer)
     names = [f"type{index}" for index in range(300)]
     entity = pipe("Tim", candidate_labels=names, **EVERYTHING)[0]
-    prompts = pipe.encoded_prompts(tuple((name, None) for name in names))
+    prompts = pipe.prompts(tuple((name, None) for name in names))
     assert len(prompts) > 1
     assert sum(len(prompt.symbol_token_ids) - 1 for prompt in prompts) == 300
     odds = []
@@ -281,7 +283,7 @@ def test_windows_report_every_candidate_once_with_global_offsets():
     text = "Tim Cook met Steve Jobs near Apple. " * 30
     entities = pipe(text, **EVERYTHING)
     free = tiny_pipeline(model=tiny_native(), candidate_labels=["Person"])
-    document = free.preprocess([text], free.settings_for({}))[0].document
+    document = free.preprocess(text).document
     assert [(e["start"], e["end"]) for e in entities] == sorted(
         zip(document.candidates.start.tolist(), document.candidates.end.tolist(), strict=True),
         key=lambda bounds: (bounds[0], -bounds[1]),
@@ -522,10 +524,98 @@ def test_a_source_that_fails_gives_what_came_before_it(pipe):
         next(stream)
 
 
-@pytest.mark.parametrize("bad", [None, "\ud800", ["words"]], ids=["None", "surrogate", "list"])
-def test_the_document_that_is_refused_is_named(pipe, bad):
-    with pytest.raises(ValueError, match="document 300"):
-        pipe(["fine"] * 300 + [bad])
+BAD_DOCUMENTS = {
+    "None": None,
+    "surrogate": "\ud800",
+    "list": ["words"],
+    "labels": {"text": "x", "candidate_labels": ["None"]},
+    "keys": {"text": "x", "label": ["y"]},
+    "spans": {"text": "Tim", "spans": [(0, 99)]},
+    "empty word": {"words": ["Tim", ""]},
+    "bytes in words": {"words": ["Tim", b"Cook"]},
+    "overlong word": "a" * 3000,
+}
+
+
+@pytest.mark.parametrize("bad", BAD_DOCUMENTS.values(), ids=BAD_DOCUMENTS)
+@pytest.mark.parametrize("before", [3, 40, 300])
+def test_a_refused_document_is_named_and_what_comes_before_it_is_delivered(pipe, bad, before):
+    documents = ["Tim", {"words": ["Tim", "Cook"]}, ""] * (before // 3 + 1)
+    documents = [*documents[:before], bad, "x", None]
+    found = []
+    with pytest.raises(ValueError, match=f"^document {before}: ") as refused:
+        found.extend(pipe((document for document in documents), **EVERYTHING))
+    assert refused.value.number == before
+    for one, other in zip(found, pipe(documents[:before], **EVERYTHING), strict=True):
+        assert_same(one, other)
+    with pytest.raises(ValueError, match=f"^document {before}: "):
+        pipe(documents)
+
+
+def test_an_only_document_that_is_refused_has_no_number(pipe):
+    for bad in ("\ud800", {"text": "Tim", "spans": [(0, 99)]}, {"text": "x", "candidate_labels": []}, "a" * 3000):
+        with pytest.raises(ValueError, match=r"^(?!document \d)"):
+            pipe(bad)
+
+
+def test_logits_that_are_not_finite_are_an_error_of_their_document(monkeypatch):
+    pipe = tiny_pipeline(candidate_labels=LABELS)
+    score, bad = pipe.model.score_forest, torch.from_numpy(pipe.preprocess("Zürich").document.chain_token_ids)
+
+    def broken(forest, *args):
+        logits = score(forest, *args)
+        for document, nodes in enumerate(pairwise(forest.cu_nodes.tolist())):
+            if torch.equal(forest.token_ids[slice(*nodes)][: len(bad)], bad):
+                logits[slice(*forest.cu_spans[document : document + 2].tolist())] = float("nan")
+        return logits
+
+    documents = ["Tim Cook", "Apple", "Zürich", "x"]
+    expected = pipe(documents[:2], **EVERYTHING)
+    monkeypatch.setattr(pipe.model, "score_forest", broken)
+    found = []
+    with pytest.raises(ValueError, match=r"^document 2: .*must be finite"):
+        found.extend(pipe((document for document in documents), **EVERYTHING))
+    for one, other in zip(found, expected, strict=True):
+        assert_same(one, other)
+
+
+@pytest.mark.parametrize("text", ["", "   ", "Ann met Bob"])
+@pytest.mark.parametrize(
+    ("positions", "labels"),
+    [(1024, {"person": "x " * 1600}), (10, ["person"])],
+    ids=["long description", "10 positions"],
+)
+def test_a_prompt_that_leaves_no_room_is_refused(text, positions, labels):
+    pipe = tiny_pipeline(model=tiny_native(max_position_embeddings=positions))
+    with pytest.raises(
+        ValueError, match=rf"the prompt of 1 label\(s\) takes \d+ tokens .* {positions} positions: shorten"
+    ):
+        pipe(text, candidate_labels=labels)
+
+
+def test_prefixes_of_many_prompts_are_encoded_once(monkeypatch):
+    pipe = tiny_pipeline()
+    labels = [f"type{number}" for number in range(1200)]
+    encode, calls = pipe.model.encode_prefix, []
+    monkeypatch.setattr(pipe.model, "encode_prefix", lambda *args: calls.append(args) or encode(*args))
+    first = pipe("Tim", candidate_labels=labels, **EVERYTHING)
+    prompts = len(pipe.prompts(tuple((label, None) for label in labels)))
+    assert len(calls) == prompts > 8
+    assert pipe("Tim", candidate_labels=labels, **EVERYTHING) == first
+    assert len(calls) == prompts
+
+
+def test_prefixes_beyond_the_memory_for_them_leave_those_of_other_prompts_alone(monkeypatch):
+    monkeypatch.setattr(scoring, "KEPT_PREFIX_BYTES", 0)
+    pipe = tiny_pipeline()
+    labels = [f"type{number}" for number in range(1200)]
+    encode, calls = pipe.model.encode_prefix, []
+    monkeypatch.setattr(pipe.model, "encode_prefix", lambda *args: calls.append(args) or encode(*args))
+    pipe("Tim", candidate_labels=labels)
+    prompts = len(calls)
+    pipe("Tim", candidate_labels=labels)
+    assert len(pipe.scorer.kept_prefixes()) == scoring.KEPT_PREFIXES
+    assert len(calls) == 2 * prompts - scoring.KEPT_PREFIXES
 
 
 @pytest.mark.parametrize("arguments", [{"threshold": 7}, {"overlap": "some"}, {"token_budget": 1.5}])

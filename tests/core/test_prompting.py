@@ -305,7 +305,7 @@ def test_unknown_and_shared_tokens_are_no_symbols():
 
 @pytest.mark.parametrize("count", [0, -1, True, 2.0, None])
 def test_symbols_for_no_labels_are_refused(count):
-    with pytest.raises(ValueError, match="num_labels must be at least 1"):
+    with pytest.raises(ValueError, match="num_labels must be an integer of at least 1"):
         choose_symbols(toys.byte_level_single_digits(), count)
 
 
@@ -319,7 +319,7 @@ def test_shards_hold_all_labels_in_order():
     ]
     assert shard_labels(labels, 10) == [labels]
     assert [len(shard) for shard in shard_labels(labels, 1)] == [1] * 10
-    with pytest.raises(ValueError, match="at least 1 label, not 0"):
+    with pytest.raises(ValueError, match="max_labels must be an integer of at least 1, not 0"):
         shard_labels(labels, 0)
 
 

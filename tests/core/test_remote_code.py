@@ -2,11 +2,15 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 from tiny_pipelines import LABELS, TEXT, tiny_pipeline
+from transformers import AutoModel, AutoModelForTokenClassification, pipeline
+
+from decodner_hf import DecodNERForSpanClassification, DecodNERPipeline
 
 SCRIPT = """
 import importlib.abc, json, sys
@@ -43,28 +47,68 @@ def folder(tmp_path_factory):
     return directory
 
 
-def run_clean(folder, tmp_path):
+def run_clean(name, tmp_path):
+    """Runs `SCRIPT` on a folder, or on a Hub id that the cache below `tmp_path` holds."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment |= {
         "HF_HUB_OFFLINE": "1",
         "HF_HOME": str(tmp_path / "hf"),
         "HF_MODULES_CACHE": str(tmp_path / "modules"),
     }
-    arguments = [str(folder), json.dumps(LABELS), TEXT, str(tmp_path / "again")]
+    for variable in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+        environment.pop(variable, None)
+    arguments = [str(name), json.dumps(LABELS), TEXT, str(tmp_path / "again")]
     return subprocess.run(
         [sys.executable, "-c", SCRIPT, *arguments], capture_output=True, text=True, env=environment, cwd=tmp_path
     )
 
 
-def test_folder_with_code_gives_the_same_entities_without_the_package(folder, tmp_path):
+def put_into_hub_cache(folder, home):
+    """Lays a folder out as a download of the repository me/ner; returns its id."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = home / "hub" / "models--me--ner"
+    shutil.copytree(folder, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    return "me/ner"
+
+
+def flatten_code(folder, target):
+    """Copies a folder with its code files beside config.json and not in a folder of their own, as they once were."""
+    shutil.copytree(folder, target)
+    for file in (target / "decodner").glob("*.py"):
+        file.rename(target / ("decodner_remote.py" if file.stem == "remote" else file.name))
+    shutil.rmtree(target / "decodner")
+    config = target / "config.json"
+    config.write_text(config.read_text().replace("decodner/remote.", "decodner_remote."))
+    return target
+
+
+@pytest.mark.parametrize("place", ["folder", "hub cache"])
+def test_a_model_with_code_gives_the_same_entities_without_the_package(folder, tmp_path, place):
+    name = put_into_hub_cache(folder, tmp_path / "hf") if place == "hub cache" else folder
     expected = tiny_pipeline()(TEXT, candidate_labels=LABELS, threshold=0.0, overlap="all", return_all_scores=True)
-    finished = run_clean(folder, tmp_path)
+    finished = run_clean(name, tmp_path)
     assert finished.returncode == 0, finished.stderr[-3000:]
     for entities in json.loads(finished.stdout.splitlines()[-1]):
         assert len(entities) == len(expected)
         for remote, local in zip(entities, expected, strict=True):
             assert (remote["start"], remote["end"]) == (local["start"], local["end"])
             assert remote["scores"] == pytest.approx(local["scores"], abs=1e-5)
+    assert (tmp_path / "again" / "decodner" / "remote.py").is_file()
+
+
+@pytest.mark.parametrize("flat", [False, True], ids=["own folder", "flat"])
+def test_code_in_a_checkpoint_is_not_needed_where_the_package_is_imported(folder, tmp_path, flat):
+    path = str(flatten_code(folder, tmp_path / "flat") if flat else folder)
+    for loader in (DecodNERForSpanClassification, AutoModel, AutoModelForTokenClassification):
+        assert type(loader.from_pretrained(path)) is DecodNERForSpanClassification
+    with pytest.raises(ValueError, match="trust_remote_code"):  # transformers asks for it, whatever is registered
+        pipeline("decodner-ner", model=path)
+    named = pipeline("decodner-ner", model=path, pipeline_class=DecodNERPipeline, device="cpu")
+    assert type(named) is DecodNERPipeline
+    asked = {"candidate_labels": LABELS, "threshold": 0.0, "overlap": "all"}
+    assert named(TEXT, **asked) == tiny_pipeline()(TEXT, **asked)
 
 
 def test_folder_without_its_code_fails_in_a_clean_process(folder, tmp_path):

@@ -10,9 +10,10 @@ import tokenizers_for_tests as toys
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from decodner_hf.core.document_windows import NoWindowError, split_into_windows, truncate_document
 from decodner_hf.core.forest import build_forest
 from decodner_hf.core.prompting import PromptTemplate
-from decodner_hf.core.spans import NoWindowError, encode_documents, split_into_windows, truncate_document
+from decodner_hf.core.spans import encode_documents
 from decodner_hf.core.tokenization import continuation_ids
 from decodner_hf.core.words import split_texts, split_words
 
@@ -311,16 +312,16 @@ def test_spans_without_tokens_are_no_candidates():
     [
         ("a text", {}, "put a single document in a list"),
         (None, {}, "must be a list, not NoneType"),
-        (["a", None], {}, "number 1 is NoneType"),
-        (["a", b"b"], {}, "number 1 is bytes"),
+        (["a", None], {}, "document 1: the text is NoneType"),
+        (["a", b"b"], {}, "document 1: the text is bytes"),
         (["ab\ud800"], {}, r"lone surrogate '\\ud800' at character 2"),
         (["a"], {"max_span_words": 0}, "at least 1, not 0"),
         (["a"], {"max_span_words": True}, "at least 1, not True"),
-        (["a b"], {"is_split_into_words": True}, "words of document 0 must be a list"),
-        ([["a", ""]], {"is_split_into_words": True}, "word 1 of document 0 is an empty string"),
-        ([["a", 3]], {"is_split_into_words": True}, "number 1 is int"),
+        (["a b"], {"is_split_into_words": True}, "document 0: the words must be a list"),
+        ([["a", ""]], {"is_split_into_words": True}, "document 0: word 1 is an empty string"),
+        ([["a", 3]], {"is_split_into_words": True}, "document 0: word 1 is int"),
         (["a", "b"], {"spans": [[(0, 1)]]}, "2 documents but 1 lists of spans"),
-        (["abc"], {"spans": [[(0, 4)]]}, r"span \(0, 4\) of document 0 is empty or out of range: .* 3 characters"),
+        (["abc"], {"spans": [[(0, 4)]]}, r"document 0: span \(0, 4\) is empty or out of range: .* 3 characters"),
         (["abc"], {"spans": [[(1, 1)]]}, "empty or out of range"),
         (["abc"], {"spans": [[(-1, 1)]]}, "empty or out of range"),
         (["abc"], {"spans": [[(0.0, 1.0)]]}, "pairs of integers"),
@@ -380,7 +381,7 @@ def window_words(window, tokenizer):
     return numbers[0], numbers[-1] + 1
 
 
-def test_each_candidate_is_scored_where_it_has_most_context(lossless_tokenizer):
+def test_the_spans_of_a_word_are_scored_where_they_have_most_context(lossless_tokenizer):
     document = numbered_document(lossless_tokenizer)
     limit = len(document.chain_token_ids) // 3 + document.candidates.longest
     windows = split_into_windows(document, limit, lossless_tokenizer, TEMPLATE)
@@ -395,10 +396,26 @@ def test_each_candidate_is_scored_where_it_has_most_context(lossless_tokenizer):
             return -1
         return min(start - first if first else 99, last - end if last < 60 else 99)
 
+    reach = dict(
+        zip(document.candidates.start_word, document.candidates.end_word, strict=True)
+    )  # the longest comes last
     for number, window in enumerate(windows):
-        for start, end in zip(window.candidates.start_word, window.candidates.end_word, strict=True):
-            contexts = [context(other, start, end) for other in range(len(windows))]
+        for start in window.candidates.start_word:
+            contexts = [context(other, start, reach[start]) for other in range(len(windows))]
             assert number == int(np.argmax(contexts))
+
+
+def test_a_span_and_its_shorter_prefixes_share_a_window():
+    tokenizer = toys.byte_level_single_digits()
+    (document,) = encode(["well-known Jean-Luc met (O'Neil's) 東京 in 1999. " * 12], tokenizer, 6)
+    limit = len(document.chain_token_ids) // 3 + document.candidates.longest
+    windows = split_into_windows(document, limit, tokenizer, TEMPLATE)
+    assert len(windows) > 3
+    owners = {}
+    for number, window in enumerate(windows):
+        for start in window.candidates.start_word.tolist():
+            owners.setdefault(start, set()).add(number)
+    assert {len(numbers) for numbers in owners.values()} == {1}
 
 
 def test_a_document_that_fits_is_its_own_window(tokenizer):
@@ -444,7 +461,17 @@ def test_windows_that_cannot_hold_a_word_are_refused():
     (document,) = encode(["Steve Jobs " + "xyz" * 50 + " said so"], tokenizer, spans=[[(0, 5)]])
     with pytest.raises(NoWindowError, match=r"words 2 to 2 take \d+ tokens, but a window has room for"):
         split_into_windows(document, 60, tokenizer, TEMPLATE)
-    with pytest.raises(ValueError, match="room for 0 beside the prompt"):
+    with pytest.raises(ValueError, match="room for 1 beside the prompt"):
         split_into_windows(document, 3, tokenizer, TEMPLATE)
     with pytest.raises(ValueError, match="overlap must be"):
         split_into_windows(document, 60, tokenizer, TEMPLATE, overlap=1.0)
+
+
+@pytest.mark.parametrize("text", ["", "  \n"])
+@pytest.mark.parametrize("room", [-3, 0, 2])
+def test_a_blank_document_without_room_for_its_frame_is_refused(text, room):
+    tokenizer = toys.byte_level_single_digits()
+    (document,) = encode([text], tokenizer)
+    for cut in (split_into_windows, truncate_document):
+        with pytest.raises(NoWindowError, match="a document's frame in the prompt takes"):
+            cut(document, room, tokenizer, TEMPLATE)

@@ -74,7 +74,7 @@ def test_test_splits_are_measured_as_published_and_dev_splits_are_not_read(data,
     assert [(row["name"], row["read"], len(row["labels"])) for row in unseen[:4]] == [
         ("conll2003 test", "sentences", 3),
         ("conll2003 test", "documents", 3),
-        ("conll2003 test", "sentences behind their document", 3),
+        ("conll2003 test", "sentences after their context", 3),
         ("conll2003 test with MISC", "sentences", 4),
     ]
     assert [row["name"] for row in unseen if row.get("zero_shot")] == [f"{name} test" for name in zero_shot.SETS]

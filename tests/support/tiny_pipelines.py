@@ -11,7 +11,7 @@ TEXT = "Apple was founded by Steve Jobs in Cupertino (Apple), U.S. 東京 🙂."
 
 
 def tiny_native(**overrides):
-    """A native Llama whose vocabulary is the test tokenizer's."""
+    """Returns a native Llama whose vocabulary is the test tokenizer's."""
     tokenizer = byte_level_single_digits()
     torch.manual_seed(0)
     sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": 1024, "hidden_size": 64}
@@ -19,7 +19,7 @@ def tiny_native(**overrides):
 
 
 def tiny_pipeline(tokenizer=None, model=None, **kwargs):
-    """A pipeline around `tiny_native()` on the CPU."""
+    """Returns a pipeline around `tiny_native()` on the CPU."""
     tokenizer = tokenizer or byte_level_single_digits()
     model = model if model is not None else tiny_native(vocab_size=len(tokenizer))
     return DecodNERPipeline(model=model, tokenizer=tokenizer, device="cpu", task="decodner-ner", **kwargs)

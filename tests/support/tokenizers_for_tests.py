@@ -121,7 +121,7 @@ def _sentencepiece(metaspace: bool) -> PreTrainedTokenizerFast:
 
 
 def _merges(tokens: list[str]) -> list[tuple[str, str]]:
-    """Every way to make a token of two others, in the order of the tokens."""
+    """Returns every way to make a token of two others, in the order of the tokens."""
     known = set(tokens)
     splits = [[(token[:cut], token[cut:]) for cut in range(1, len(token))] for token in tokens]
     return [pair for pairs in splits for pair in pairs if known.issuperset(pair)]
@@ -135,7 +135,7 @@ def sentencepiece_legacy() -> PreTrainedTokenizerFast:
 
 @lru_cache
 def sentencepiece_metaspace() -> PreTrainedTokenizerFast:
-    """The same tokens behind a Metaspace pre-tokenizer."""
+    """Returns the same tokens behind a Metaspace pre-tokenizer."""
     return _sentencepiece(metaspace=True)
 
 
@@ -195,7 +195,7 @@ class RecordingBackend:
 
 
 def recording(tokenizer: PreTrainedTokenizerFast) -> tuple[PreTrainedTokenizerFast, RecordingBackend]:
-    """A copy of a tokenizer, and the notes that its backend keeps."""
+    """Returns a copy of a tokenizer, and the notes that its backend keeps."""
     tokenizer = copy.deepcopy(tokenizer)
     backend = RecordingBackend(tokenizer._tokenizer)
     tokenizer._tokenizer = backend

@@ -13,12 +13,12 @@ SPACES = (" ",) * 8 + ("", "", "-", "  ", "\n", "\x85\u2000", "\u3000")
 
 
 def varied_text(pieces: Sequence[tuple[int, int]]) -> str:
-    """The text of numbered pieces, each after a numbered space; any numbers will do."""
+    """Returns the text of numbered pieces, each after a numbered space; any numbers will do."""
     return "".join(f"{SPACES[space % len(SPACES)]}{PIECES[piece % len(PIECES)]}" for piece, space in pieces)
 
 
 def random_text(random: Random, most_words: int) -> str:
-    """A text of up to `most_words` pieces; blank now and then."""
+    """Returns a text of up to `most_words` pieces; blank now and then."""
     return varied_text(
         [(random.randrange(10**6), random.randrange(10**6)) for _ in range(random.randint(0, most_words))]
     )

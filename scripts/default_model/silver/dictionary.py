@@ -1,4 +1,4 @@
-"""What names mean: words counted in a corpus, and a dictionary from names to types.
+"""Builds a dictionary from names to types, with word counts of the corpus.
 
 In: encyclopedia articles (title and text), (mention, type phrase) pairs and the taxonomy. Out: `WordCounts` and
 `NameDictionary`. A name that has readings of different kinds has no entry.
@@ -32,7 +32,7 @@ LOWER_WORD = re.compile(r"(?<![\w-])[a-z][\w\u2019'-]*")
 
 
 class WordCounts:
-    """How often words stand in lower case, capitalised, alone among lower-case words, and behind "in", "at", ..."""
+    """How often words stand in lower case, capitalised, alone among lower-case words, and after "in", "at", ..."""
 
     def __init__(self) -> None:
         """No words yet."""
@@ -52,15 +52,15 @@ class WordCounts:
                 self.placed[words[0]] += before in PLACE_WORDS
 
     def is_ordinary(self, word: str) -> bool:
-        """Whether a word is one of the language rather than a name."""
+        """Tells whether a word is one of the language rather than a name."""
         return self.lower[word.lower()] > self.capital[word]
 
     def is_word(self, word: str) -> bool:
-        """Whether a word often stands in lower case."""
+        """Tells whether a word often stands in lower case."""
         return self.lower[word.lower()] * 5 > self.capital[word]
 
     def allows_name(self, word: str, *, place: bool) -> bool:
-        """Whether a capitalised word by itself is nearly always a name, and used as (not) a place's is."""
+        """Tells whether a capitalised word by itself is nearly always a name, and used as (not) a place's is."""
         alone = self.alone[word]
         if alone < 5 or self.lower[word.lower()] * 20 > self.capital[word] or alone * 3 < self.capital[word]:
             return False
@@ -122,7 +122,7 @@ class DictionaryBuilder:
             self.readings.append((title, name, qualified, *head, lower_uses))
 
     def build(self) -> NameDictionary:
-        """The dictionary of all readings and of the taxonomy's own names."""
+        """Returns the dictionary of all readings and of the taxonomy's own names."""
         unknown = Counter(label for *_, label, known, _ in self.readings if not known)
         kept = {label: count for label, count in unknown.items() if count >= self.rare_below}
         readings = [reading for reading in self.readings if reading[4] or reading[3] in kept]
@@ -169,11 +169,11 @@ class DictionaryBuilder:
         return {name: label for name, label in agreed.items() if label is not None}
 
     def _is_work(self, label: str) -> bool:
-        """Whether the type's names stand between quotation marks (for italics) in plain text."""
+        """Tells whether the type's names stand between quotation marks (for italics) in plain text."""
         return self.taxonomy.most_general(label) == "creative work" and label not in UNQUOTED_WORKS
 
     def _is_lower_kind(self, label: str, name: str) -> bool:
-        """Whether a lower-case name of this type is one of a thing, and not itself the name of a type."""
+        """Tells whether a lower-case name of this type is one of a thing, and not itself the name of a type."""
         is_type = self.taxonomy.resolve(name.split(" ")) in (label, "plant", "musical instrument", "tree")
         disease = self.taxonomy.is_a(label, "disease")
         if name in self.taxonomy.words("not_names") or name in self.taxonomy.phrases or (is_type and not disease):
@@ -183,7 +183,7 @@ class DictionaryBuilder:
     def _may_stand_alone(
         self, tokens: Sequence[str], label: str, qualified: bool, first: frozenset[str], last: frozenset[str]
     ) -> bool:
-        """Whether a name in running text can be believed to mean this."""
+        """Tells whether a name in running text can be believed to mean this."""
         coarse, functions = self.taxonomy.most_general(label), self.taxonomy.words("function_words")
         titles = self.taxonomy.words("personal_titles") if coarse != "location" else frozenset()
         capital = [token for token in tokens if token[0].isupper() or token[0].isdigit()]

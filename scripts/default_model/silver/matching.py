@@ -39,7 +39,7 @@ class Sentence:
 
 
 class ArticleMatcher:
-    """Finds mentions in one article; what its sentences establish about names holds for those behind them."""
+    """Finds mentions in one article; what its sentences establish about names holds for those after them."""
 
     def __init__(self, taxonomy: Taxonomy, names: NameDictionary, counts: WordCounts, lists: Lists) -> None:
         """For the article that `start` names."""
@@ -67,7 +67,7 @@ class ArticleMatcher:
             self._learn_last_name(tokens, label)
 
     def sentence(self, text: str) -> Sentence | None:
-        """The sentence with its mentions, or None unless every name in it is known."""
+        """Returns the sentence with its mentions, or None unless every name in it is known."""
         found = list(TOKEN.finditer(text))
         tokens = [part.group() for part in found]
         spans = self._spans(text, tokens, [part.start() for part in found])
@@ -130,10 +130,10 @@ class ArticleMatcher:
         return sorted(chosen, key=lambda span: span.start)
 
     def _initials(self, tokens: list[str], span: Span) -> Span | None:
-        """The short form behind a name: "National Lute Society (NLS)"."""
-        behind = tokens[span.end : span.end + 3]
+        """Returns the short form after a name: "National Lute Society (NLS)"."""
+        after = tokens[span.end : span.end + 3]
         initials = "".join(word[0] for word in tokens[span.start : span.end] if word[0].isupper())
-        if len(initials) < 2 or behind != ["(", initials, ")"]:
+        if len(initials) < 2 or after != ["(", initials, ")"]:
             return None
         return Span(span.end + 1, span.end + 2, span.label, 0)
 
@@ -198,27 +198,27 @@ class ArticleMatcher:
         )
 
     def _compound(self, tokens: list[str], span: Span) -> Span:
-        """An element before "oxide", "sulfate", ... is part of a compound's name."""
-        behind = tokens[span.end] if span.end < len(tokens) else ""
-        if span.label != "chemical element" or not behind.endswith(("ide", "ides", "ate", "ates", "ite", "ites")):
+        """Tells whether an element is part of a compound's name: it stands before "oxide", "sulfate", ..."""
+        after = tokens[span.end] if span.end < len(tokens) else ""
+        if span.label != "chemical element" or not after.endswith(("ide", "ides", "ate", "ates", "ite", "ites")):
             return span
-        if behind in NO_SALTS:
+        if after in NO_SALTS:
             return span
         return Span(span.start, span.end + 1, "chemical compound", span.rank)
 
     def _language(self, tokens: list[str], at: int, label: str) -> str:
-        """A nationality's word may be a language here; the Mississippi is a river."""
-        before, behind = tokens[at - 1] if at else "", tokens[at + 1] if at + 1 < len(tokens) else "."
+        """Returns another label that fits here better: a nationality may be a language; the Mississippi is a river."""
+        before, after = tokens[at - 1] if at else "", tokens[at + 1] if at + 1 < len(tokens) else "."
         if label == "US state" and tokens[at] in self.lists.river_states and before.lower() == "the":
-            return "river" if behind in self.lists.after_name or behind == "'s" else label
+            return "river" if after in self.lists.after_name or after == "'s" else label
         if label != "nationality":
             return label
-        if behind in ("language", "languages", "alphabet", "dialect", "dialects", "grammar"):
+        if after in ("language", "languages", "alphabet", "dialect", "dialects", "grammar"):
             return "language"
         speech = before in LANGUAGE_BEFORE or SPEECH & set(tokens)
         return (
             "language"
-            if tokens[at] in self.lists.also_languages and speech and behind in self.lists.after_name
+            if tokens[at] in self.lists.also_languages and speech and after in self.lists.after_name
             else label
         )
 
@@ -228,23 +228,23 @@ class ArticleMatcher:
         owner: list[Span | None] = [None] * len(tokens)
         for span in spans:
             owner[span.start : span.end] = [span] * (span.end - span.start)
-        for before, behind in pairwise(spans):
-            if before.end == behind.start and not self._may_touch(before, behind):
+        for before, after in pairwise(spans):
+            if before.end == after.start and not self._may_touch(before, after):
                 return False
-            if tokens[before.end : behind.start] == ["and"] and self._may_be_one(tokens, before, behind):
+            if tokens[before.end : after.start] == ["and"] and self._may_be_one(tokens, before, after):
                 return False
         for at, token in enumerate(tokens):
             if token[0].isupper() and owner[at] is None and not self._may_be_left(tokens, at, owner):
                 return False
         return all(part.end() - part.start() < 40 for part in found)
 
-    def _may_touch(self, before: Span, behind: Span) -> bool:
+    def _may_touch(self, before: Span, after: Span) -> bool:
         loose = ("nationality", "date", "religious group", "ethnic group", "political organization")
-        return before.label in loose or behind.label == "date"
+        return before.label in loose or after.label == "date"
 
-    def _may_be_one(self, tokens: list[str], before: Span, behind: Span) -> bool:
-        """Whether "Bath and Wells Railway" may be one name."""
-        built = behind.label == self.lists.heads.get(tokens[behind.end - 1]) and behind.end - behind.start > 1
+    def _may_be_one(self, tokens: list[str], before: Span, after: Span) -> bool:
+        """Tells whether "Bath and Wells Railway" may be one name."""
+        built = after.label == self.lists.heads.get(tokens[after.end - 1]) and after.end - after.start > 1
         return built and before.end - before.start == 1 and self.taxonomy.most_general(before.label) == "location"
 
     def _may_be_left(self, tokens: list[str], at: int, owner: list[Span | None]) -> bool:

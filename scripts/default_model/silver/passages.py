@@ -1,4 +1,4 @@
-"""Passages of silver sentences: what one article says in a row, to train on texts longer than a sentence.
+"""Chooses passages of silver sentences of one article, to train on texts longer than a sentence.
 
 In: completely annotated sentences with the article of each. Out: numbers of the sentences of each chosen passage.
 Knows nothing of files.
@@ -17,7 +17,7 @@ MENTIONS_AT_LEAST = 4
 
 
 def choose_passages(pool: Sequence[tuple[str, Sentence]], count: int, seed: int) -> list[range]:
-    """At most `count` runs of the pool's sentences; rare types are more likely. The pool holds articles as wholes."""
+    """Returns up to `count` runs of the pool's sentences, rare types preferred. The pool holds articles as wholes."""
     frequency = Counter(label for _, sentence in pool for _, _, label in sentence.mentions)
     generator = random.Random(seed)
     keys = []
@@ -30,7 +30,7 @@ def choose_passages(pool: Sequence[tuple[str, Sentence]], count: int, seed: int)
 
 
 def _runs(pool: Sequence[tuple[str, Sentence]], generator: random.Random) -> Iterator[range]:
-    """Each article in runs of a length that is drawn anew, any order of magnitude as likely as another."""
+    """Yields each article in runs of random length, any order of magnitude as likely as another."""
     for _, group in groupby(range(len(pool)), lambda number: pool[number][0]):
         start, words, goal = -1, 0, _goal(generator)
         for number in group:

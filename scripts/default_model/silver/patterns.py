@@ -1,4 +1,4 @@
-"""Names that tell their type by how they are built or introduced: "University of Oslo", "the band Nirvana", "Ann Lee".
+"""Finds names that tell their type by their form or context: "University of Oslo", "the band Nirvana", "Ann Lee".
 
 In: the tokens of a sentence. Out: `Span`s that may overlap.
 Knows nothing of the article around the sentence.
@@ -79,11 +79,11 @@ class NamePatterns:
             start = end
 
     def _joins(self, tokens: list[str], start: int, at: int) -> bool:
-        """Whether a lower-case particle belongs to the person's name around it."""
+        """Tells whether a lower-case particle belongs to the person's name around it."""
         if tokens[at] not in PARTICLES or tokens[start] not in self.names.first_names:
             return False
-        behind = at + 1 + (at + 1 < len(tokens) and tokens[at + 1] in PARTICLES)
-        return behind < len(tokens) and tokens[behind][0].isupper()
+        after = at + 1 + (at + 1 < len(tokens) and tokens[at + 1] in PARTICLES)
+        return after < len(tokens) and tokens[after][0].isupper()
 
     def _headed(self, tokens: list[str], start: int, end: int) -> Iterator[Span]:
         lists = self.lists
@@ -105,7 +105,7 @@ class NamePatterns:
                 return
 
     def _reach(self, tokens: list[str], end: int) -> int:
-        """Where the capitalised words behind "of" or "of the" end; `end` if there are none."""
+        """Returns where the capitalised words after "of" or "of the" end; `end` if there are none."""
         if end >= len(tokens) or tokens[end] not in JOINTS:
             return end
         reach = first = end + 1 + (tokens[end + 1 : end + 2] == ["the"])
@@ -122,7 +122,7 @@ class NamePatterns:
         return None
 
     def _national_teams(self, tokens: list[str]) -> Iterator[Span]:
-        """An "Austrian national ice hockey team", "England national team"."""
+        """Yields an "Austrian national ice hockey team", "England national team"."""
         for at in (number for number, token in enumerate(tokens) if token == "national"):
             end = next((i for i in range(at + 1, min(at + 6, len(tokens))) if not tokens[i].islower()), at + 6)
             if "team" in tokens[at:end]:
@@ -133,7 +133,7 @@ class NamePatterns:
                     yield Span(start, tokens.index("team", at) + 1, "national team", 6)
 
     def _person(self, tokens: list[str], start: int, end: int) -> Iterator[Span]:
-        """First and last name, or a last name behind a title."""
+        """Finds a first and last name, or a last name after a title."""
         names, begin = self.names, start
         while begin < end and (tokens[begin] in self.lists.titles or tokens[begin] == "."):
             begin += 1
@@ -154,12 +154,12 @@ class NamePatterns:
         return stated if stated and self.taxonomy.is_a(stated, "person") else None
 
     def _introduced(self, tokens: list[str], start: int, end: int) -> Span | None:
-        """A name whose type stands before it: "the band Nirvana", "the village of Lucay", "guitarist Yomo Toro"."""
+        """Returns a name after its type: "the band Nirvana", "the village of Lucay", "guitarist Yomo Toro"."""
         words = tokens[start:end]
-        behind = tokens[end] if end < len(tokens) else "."
+        after = tokens[end] if end < len(tokens) else "."
         if (
             start < 2
-            or behind not in self.lists.after_name
+            or after not in self.lists.after_name
             or len(words) > 4
             or any(w in self.lists.not_new for w in words)
         ):

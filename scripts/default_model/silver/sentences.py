@@ -1,4 +1,4 @@
-"""Sentences of an article, and what can be told by its form alone: dates, money, percentages.
+"""Splits articles into sentences, and finds what its form alone tells: dates, money, percentages.
 
 In: text. Out: sentences; (start, end, label) with character offsets.
 Knows nothing of names.
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 MONTHS = "January|February|March|April|May|June|July|August|September|October|November|December"
 YEAR = r"(?:1\d{3}|20[0-2]\d)"
-# Such a number is a year only behind one of these.
+# Such a number is a year only after one of these.
 OLD_YEAR = (
     r"(?:(?<=[Ii]n )|(?<=died )|(?<=born )|(?<=around )|(?<=year )|(?<=until )|(?<=since )|(?<=\d\d\d[-\u2013]))"
 )
@@ -36,7 +36,7 @@ WORDS_AT_LEAST, WORDS_AT_MOST = 6, 60
 
 
 def split_sentences(text: str) -> Iterator[str]:
-    """The sentences of each line of a text, those that are too short, too long or damaged left out."""
+    """Yields the sentences of each line of a text, those that are too short, too long or damaged left out."""
     for sentence in _pieces(text):
         whole = sentence.endswith((".", "!", "?", '"')) and WORDS_AT_LEAST <= sentence.count(" ") + 1 <= WORDS_AT_MOST
         if whole and not DAMAGE.search(sentence):

@@ -1,4 +1,4 @@
-"""Types and what definitions say of them: the taxonomy's file, tokens, and the type phrase of "X is a ...".
+"""Reads the taxonomy of types, tokenizes, and finds the type phrase of definitions: "X is a ...".
 
 In: `taxonomy.json`, sentences and titles. Out: `Taxonomy`, tokens, type phrases and their types.
 Knows nothing of a corpus, of names or of mentions in running text.
@@ -24,7 +24,7 @@ CLASSIFIERS = {"species", "genus", "family", "subspecies", "type", "kind", "form
 
 
 def tokenize(text: str) -> list[str]:
-    """The words and marks of `text`."""
+    """Returns the words and marks of `text`."""
     return TOKEN.findall(text)
 
 
@@ -60,33 +60,33 @@ class Taxonomy:
         return named | {label: label for label in self.types}
 
     def names(self, kind: str) -> dict[str, str]:
-        """A list of names with labels."""
+        """Returns a list of names with labels."""
         found = self.lists[kind]
         assert isinstance(found, dict)
         return found
 
     def words(self, kind: str) -> frozenset[str]:
-        """A list of words."""
+        """Returns a list of words."""
         return frozenset(self.lists[kind])
 
     def most_general(self, label: str) -> str:
-        """The farthest ancestor: "guitarist" -> "person"."""
+        """Returns the farthest ancestor: "guitarist" -> "person"."""
         ancestors = self.types.get(label)
         return ancestors[-1] if ancestors else label
 
     def is_a(self, label: str, ancestor: str) -> bool:
-        """Whether `label` is `ancestor` or below it."""
+        """Tells whether `label` is `ancestor` or below it."""
         return label == ancestor or ancestor in self.types.get(label, ())
 
     def common(self, labels: Sequence[str]) -> str | None:
-        """The finest type that holds all labels; of two on one branch the finer, of many the nearest they share."""
+        """Returns the finest type for all labels: of two on one branch the finer, of many the nearest they share."""
         lines = sorted(([label, *self.types.get(label, [])] for label in labels), key=len, reverse=True)
         if all(line[0] in lines[0] for line in lines):
             return lines[0][0]
         return next((label for label in lines[0] if all(label in line for line in lines)), None)
 
     def resolve(self, words: Sequence[str]) -> str | None:
-        """The type that the end of the phrase names: "indie rock band" -> "rock band"."""
+        """Returns the type that the end of the phrase names: "indie rock band" -> "rock band"."""
         for count in range(min(4, len(words)), 0, -1):
             phrase = " ".join(words[-count:])
             if label := self.phrases.get(phrase) or self.phrases.get(phrase.removesuffix("s")):
@@ -95,9 +95,9 @@ class Taxonomy:
 
 
 def definition_phrase(sentence: str, taxonomy: Taxonomy) -> tuple[str, list[str]] | None:
-    """The subject of "X is a ... HEAD of ..." and the words up to its head, or None where there is no such head.
+    """Returns the subject of "X is a ... HEAD of ..." and the words up to its head, or None without such a head.
 
-    A classifier ("a species of") gives way to what is behind its "of"; both stay in the words.
+    A classifier ("a species of") gives way to what is after its "of"; both stay in the words.
     """
     flat = PARENTHESES.sub("", sentence)
     for compound, joined in JOINED.items():
@@ -117,10 +117,10 @@ def definition_phrase(sentence: str, taxonomy: Taxonomy) -> tuple[str, list[str]
 
 
 def head_phrase(words: Sequence[str], taxonomy: Taxonomy) -> tuple[str, bool] | None:
-    """A definition's type and whether the taxonomy knows it; an unknown one is its last two words, or None."""
+    """Returns a definition's type and whether the taxonomy knows it; an unknown one is its last two words, or None."""
     lower = [word for word in words if word != "-" and not word[0].isdigit()]
     no_types = taxonomy.words("not_types")
-    for end in range(len(lower), 0, -1):  # a name behind a type is none of its words
+    for end in range(len(lower), 0, -1):  # a name after a type is none of its words
         ends = end == len(lower) or lower[end][0].isupper()
         if ends and (label := taxonomy.resolve(lower[:end])) and lower[end - 1] not in no_types:
             return label, True
@@ -131,6 +131,6 @@ def head_phrase(words: Sequence[str], taxonomy: Taxonomy) -> tuple[str, bool] | 
 
 
 def name_of_title(title: str) -> tuple[str, bool]:
-    """A title without its qualifier, and whether it had one: "Home (film)" -> "Home", True."""
+    """Returns a title without its qualifier, and whether it had one: "Home (film)" -> "Home", True."""
     bare = re.sub(r"\s*\([^()]*\)$", "", title)
     return bare, bare != title

@@ -1,4 +1,4 @@
-"""The language of templates: rules, choices and slots.
+"""Parses the template language: rules, choices and slots.
 
 A file holds rules ("name:" and below it, indented, one alternative a line, "3* ..." for one that is three times as
 likely) and kinds ("@kind = maker: arguments", with indented lines of values where the maker takes some). In an
@@ -114,7 +114,7 @@ class Grammar:
 
 
 def parse(text: str) -> Sequence_:
-    """The nodes of an alternative."""
+    """Returns the nodes of an alternative."""
     return _sequence(text, 0, "")[0]
 
 

@@ -91,7 +91,7 @@ class Makers:
         return made
 
     def _share(self, _: str, __: Sequence[str]) -> Maker:
-        """A share as in tables, such as ".512"."""
+        """Returns a share as in tables, such as ".512"."""
         return lambda generator: {"name": (f".{generator.randint(250, 750)}", None)}
 
     def _person(self, label: str, _: Sequence[str]) -> Maker:

@@ -1,0 +1,254 @@
+"""Encodes documents with their prompts and fits long ones into the model's positions, in windows or truncated.
+
+In: documents as they were read. Out: `PreparedDocument`, whose windows are `EncodedDocument` each; a window is a
+document of its own for the model, but its text, words and offsets stay those of the whole document.
+Knows nothing of models but their number of positions, nor of attention, scores or thresholds.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from .arrays import IntArray
+from .pipeline_io import Document, PreparedDocument, Settings
+from .prompting import EncodedPrompt, Labels, PromptTemplate
+from .spans import CandidateSpans, DocumentError, EncodedDocument, encode_documents
+from .tokenization import continuation_ids, encode_with_offsets
+
+logger = logging.getLogger(__name__)
+
+
+class NoWindowError(ValueError):
+    """There is too little room for a document's windows to hold a candidate, or a single word."""
+
+
+def split_into_windows(
+    document: EncodedDocument,
+    max_tokens: int,
+    tokenizer: PreTrainedTokenizerBase,
+    template: PromptTemplate,
+    *,
+    overlap: float = 0.25,
+) -> list[EncodedDocument]:
+    """Cuts a document that is too long for the model into overlapping windows, which share out its candidates.
+
+    Windows begin and end at words and are tokenized like documents of their own. They overlap by a part `overlap` of
+    a window, and by no fewer words than the longest candidate has. A candidate belongs to the window of its first
+    word: the one that shows, of the longest candidate that starts there, the most words on its poorer side. So a span
+    and its shorter prefixes are always in one window. Windows without candidates are left out.
+
+    Args:
+        document: what `encode_documents` made.
+        max_tokens: room for the chain and the longest candidate after it.
+        tokenizer: the tokenizer that `document` was encoded with.
+        template: likewise.
+        overlap: part of a window that the next one repeats, 0 <= overlap < 1.
+
+    Returns:
+        At least one window; `[document]` where it fits.
+
+    Raises:
+        NoWindowError: so little room that a window cannot hold a candidate, or a single word.
+        ValueError: an overlap out of range.
+    """
+    if not 0 <= overlap < 1:
+        raise ValueError(f"overlap must be a number from 0 to below 1, not {overlap!r}.")
+    candidates = document.candidates
+    room = max_tokens - candidates.longest
+    if len(document.chain_token_ids) <= room:
+        return [document]
+    first, last, chains = _fit_windows(document, room, tokenizer, template, overlap)
+    owner = _owners(candidates, first, last, len(document.word_starts))
+    owners = np.unique(owner) if candidates.num_spans else [0]
+    return [
+        replace(document, chain_token_ids=chains[window], candidates=candidates.select(owner == window))
+        for window in owners
+    ]
+
+
+def _owners(candidates: CandidateSpans, first: IntArray, last: IntArray, num_words: int) -> IntArray:
+    """Returns the window [S] of each candidate's first word.
+
+    Of the windows that hold the longest candidate that starts at the word, it is the one with the most words on that
+    candidate's poorer side. `first` and `last` are the windows' words, half-open. Where the document itself ends,
+    nothing is missing.
+    """
+    start = candidates.start_word
+    reach = np.zeros(num_words + 1, np.int64)  # one past the last word of the longest candidate from each word
+    np.maximum.at(reach, start, candidates.end_word)
+    end = reach[start]
+    lowest = np.searchsorted(last, end, side="left")  # the windows that hold it: from, to
+    highest = np.searchsorted(first, start, side="right") - 1
+    owner, most = lowest, np.full(candidates.num_spans, -1)
+    for step in range(int((highest - lowest).max(initial=0)) + 1):
+        window = np.minimum(lowest + step, highest)
+        before = np.where(window == 0, num_words, start - first[window])
+        after = np.where(window == len(first) - 1, num_words, last[window] - end)
+        context = np.minimum(before, after)
+        owner, most = np.where(context > most, window, owner), np.maximum(context, most)
+    return owner
+
+
+def truncate_document(
+    document: EncodedDocument, max_tokens: int, tokenizer: PreTrainedTokenizerBase, template: PromptTemplate
+) -> tuple[EncodedDocument, int]:
+    """Keeps the beginning of a document that is too long for the model; for the arguments see `split_into_windows`.
+
+    Returns:
+        The document with the chain and the candidates of its first window, and the number of characters kept.
+
+    Raises:
+        NoWindowError: as `split_into_windows`.
+    """
+    room = max_tokens - document.candidates.longest
+    if len(document.chain_token_ids) <= room:
+        return document, len(document.text)
+    _, last, chains = _fit_windows(document, room, tokenizer, template, 0.0)
+    kept = document.candidates.select(document.candidates.end_word <= last[0])
+    length = int(document.word_ends[last[0] - 1]) if last[0] else 0
+    return replace(document, chain_token_ids=chains[0], candidates=kept), length
+
+
+def _fit_windows(
+    document: EncodedDocument, room: int, tokenizer: PreTrainedTokenizerBase, template: PromptTemplate, overlap: float
+) -> tuple[IntArray, IntArray, list[IntArray]]:
+    """Returns each window's first word, one past its last one, and its chain of at most `room` tokens."""
+    head, tail, text = template.document_head, template.document_tail, document.text
+    ((_, token_starts, _),) = encode_with_offsets(tokenizer, [f"{head}{text}{tail}"])
+    reached = np.maximum.accumulate(token_starts)
+    token_starts, token_ends = (
+        np.searchsorted(reached, bounds + len(head)) for bounds in (document.word_starts, document.word_ends)
+    )  # [W] each: tokens that begin before the word, and before its end
+    frame = len(continuation_ids(tokenizer, [f"{head}{tail}"])[0])
+    if frame > room:
+        raise NoWindowError(
+            f"a document's frame in the prompt takes {frame} tokens, but there is room for {max(room, 0)} beside the "
+            "prompt and the longest span: use a model with more positions, or a shorter prompt."
+        )
+    longest = int((document.candidates.end_word - document.candidates.start_word).max(initial=1))
+    slack = 1  # a window's own tokens may be a few more than its share of the document's
+    while True:
+        first, last = _place_windows(token_starts, token_ends, room - frame - slack, longest, overlap)
+        texts = [
+            text[document.word_starts[start] : document.word_ends[end - 1]] if end else ""
+            for start, end in zip(first.tolist(), last.tolist(), strict=True)
+        ]
+        chains = continuation_ids(tokenizer, [f"{head}{part}{tail}" for part in texts])
+        excess = max(len(chain) for chain in chains) - room
+        if excess <= 0:
+            return first, last, chains
+        slack += excess
+
+
+def _place_windows(
+    token_starts: IntArray, token_ends: IntArray, room: int, longest: int, overlap: float
+) -> tuple[IntArray, IntArray]:
+    """Places windows of at most `room` text tokens, as words [first, last); each overlaps the one before it."""
+    num_words, ends = len(token_starts), np.append(0, token_ends)  # ends[v]: tokens up to the end of word v - 1
+    if not num_words:
+        return np.zeros(1, np.int64), np.zeros(1, np.int64)
+    windows: list[tuple[int, int]] = []
+    start = 0
+    while not windows or windows[-1][1] < num_words:
+        end = int(np.searchsorted(ends, token_starts[start] + room, side="right")) - 1
+        needed = min(start + longest, num_words)
+        if end < needed:
+            raise NoWindowError(
+                f"words {start} to {needed - 1} take {ends[needed] - token_starts[start]} tokens, but a window has "
+                f"room for {max(room, 0)} beside the prompt and the longest span: use a model with more positions, a "
+                "shorter prompt or a smaller max_span_words, or break up overlong words."
+            )
+        if end == num_words:
+            start = int(np.searchsorted(token_starts, ends[end] - room, side="left"))
+        windows.append((start, end))
+        repeated = int(np.searchsorted(token_starts, ends[end] - overlap * room, side="left"))
+        start = max(start + 1, min(end - longest, repeated))
+    first, last = np.array(windows, np.int64).T
+    return first, last
+
+
+class DocumentEncoder:
+    """The encoding stage: documents as they were read -> documents that fit the model, with their prompts."""
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        template: PromptTemplate,
+        prompts: Callable[[Labels], tuple[EncodedPrompt, ...]],
+        max_positions: int | None = None,
+        reason: str = "",
+    ) -> None:
+        """Takes the stage's tools.
+
+        Args:
+            tokenizer: a fast tokenizer that no one else uses, see `private_tokenizer`.
+            template: the prompt's parts around a document.
+            prompts: encodes the prompts of a label set.
+            max_positions: the model's number of positions; None for no limit.
+            reason: why there are no more, for messages.
+        """
+        self.tokenizer, self.template, self.prompts = tokenizer, template, prompts
+        self.max_positions, self.reason = max_positions, reason
+
+    def encode(self, documents: Sequence[Document], settings: Settings) -> list[PreparedDocument]:
+        """Encodes a group of documents.
+
+        Raises:
+            DocumentError: a document that is refused; of several, not always the first is the one named.
+            ValueError: likewise, where it cannot be told which document of the group it is.
+        """
+        encoded: dict[int, EncodedDocument] = {}
+        for split in (False, True):
+            chosen = [index for index, document in enumerate(documents) if document.is_split == split]
+            contents: list[Any] = [documents[index].content for index in chosen]
+            spans = [documents[index].spans for index in chosen]
+            try:
+                batch = encode_documents(
+                    contents,
+                    self.tokenizer,
+                    self.template,
+                    max_span_words=settings.max_span_words,
+                    is_split_into_words=split,
+                    spans=spans if any(own is not None for own in spans) else None,
+                )
+            except DocumentError as error:
+                number = None if error.number is None else documents[chosen[error.number]].number
+                raise DocumentError(number, error.reason) from error
+            except ValueError as error:
+                if len(documents) > 1:
+                    raise
+                raise DocumentError(documents[0].number, str(error)) from error
+            encoded |= dict(zip(chosen, batch, strict=True))
+        return [self._prepare(document, encoded[index], settings) for index, document in enumerate(documents)]
+
+    def _prepare(self, source: Document, encoded: EncodedDocument, settings: Settings) -> PreparedDocument:
+        try:
+            whole = PreparedDocument(source, encoded, (encoded,), self.prompts(source.labels))
+            return (
+                whole if self.max_positions is None else self._fit(whole, self.max_positions, settings.long_documents)
+            )
+        except ValueError as error:
+            raise DocumentError(source.number, str(error)) from error
+
+    def _fit(self, whole: PreparedDocument, max_positions: int, long_documents: str) -> PreparedDocument:
+        encoded = whole.document
+        room = max_positions - max(prompt.num_tokens for prompt in whole.prompts)
+        needed = encoded.max_nodes  # at most; the exact number takes longer
+        if needed > room:
+            needed = len(encoded.chain_token_ids) + encoded.candidates.longest
+        if needed <= room:
+            return whole
+        if long_documents == "error":
+            raise ValueError(
+                f"the document needs {needed} tokens with its longest span, but only {room} positions are left after "
+                f'the prompt ({self.reason}). Use long_documents="window" or "truncate", or split it.'
+            )
+        if long_documents == "window":
+            return replace(whole, windows=tuple(split_into_windows(encoded, room, self.tokenizer, self.template)))
+        beginning, kept = truncate_document(encoded, room, self.tokenizer, self.template)
+        logger.warning("A document of %d characters is truncated after character %d.", len(encoded.text), kept)
+        return replace(whole, windows=(beginning,), truncated_at=kept)
