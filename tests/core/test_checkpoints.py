@@ -1,9 +1,11 @@
 import json
 import re
 
+import accelerate
 import pytest
 import torch
 from architectures import tiny_config, tiny_model
+from packaging.version import Version
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForTokenClassification, pipeline
@@ -196,6 +198,9 @@ def test_an_adapter_of_something_else_is_an_error(adapted):
         DecodNERForSpanClassification.from_pretrained(path / "adapter")
 
 
+@pytest.mark.skipif(
+    Version(accelerate.__version__) < Version("1.15"), reason="accelerate before 1.15 puts no whole model on disk"
+)
 def test_embeddings_may_lie_on_disk_and_the_guard_still_runs(own_directory, tmp_path):
     own_directory, expected = own_directory
     offloaded = DecodNERForSpanClassification.from_pretrained(
