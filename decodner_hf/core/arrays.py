@@ -13,7 +13,7 @@ Int32Array = NDArray[np.int32]
 IndexArray = NDArray[np.integer[Any]]  # any integer type
 BoolArray = NDArray[np.bool_]
 FloatArray = NDArray[np.float64]  # scores, probabilities
-Float32Array = NDArray[np.float32]  # logits as they come from the device
+FloatingArray = NDArray[np.floating[Any]]  # any floating type
 
 
 def bounds_of(lengths: IntArray) -> IntArray:

@@ -1,26 +1,32 @@
 """Attention of a token forest for training on a GPU: compiled FlexAttention, which has a gradient.
 
-In: a layer's query, key and value, and which nodes see which. Out: attended values, as `forest_attention` gives them.
-The map of blocks is made on the host from positions and subtree ends, in a few array operations; nothing is compiled
+In: a layer's query, key and value, and the pass's metadata. Out: attended values, as `forest_attention` gives them.
+The block mask is built on the host from positions and subtree ends, in a few array operations; nothing is compiled
 for it, and rows of one length share one compiled kernel.
 Knows nothing of caches, models or labels.
 """
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any
 
 import numpy as np
 import torch
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from .arrays import BoolArray, Int32Array
+from .arrays import BoolArray, IndexArray, Int32Array
+from .attention_metadata import AttentionMetadata
+from .layer_window import LayerWindow
 
 BLOCK = 128  # nodes of a query block and of a key block
 SMALLEST_HEAD = 16
 
 
-def flex_supports(query: torch.Tensor, value: torch.Tensor, prefix: Any, sinks: torch.Tensor | None) -> bool:
+def flex_supports(
+    query: torch.Tensor,
+    value: torch.Tensor,
+    prefix: tuple[torch.Tensor, torch.Tensor] | None,
+    sinks: torch.Tensor | None,
+) -> bool:
     """Whether `forest_attention_flex` takes this layer: no cached prefix, no sinks, whole blocks, heads of 16 up."""
     whole = query.shape[0] == 1 and query.shape[2] % BLOCK == 0
     return prefix is None and sinks is None and whole and min(query.shape[3], value.shape[3]) >= SMALLEST_HEAD
@@ -31,8 +37,8 @@ def forest_attention_flex(
     key: torch.Tensor,
     value: torch.Tensor,
     prefix: tuple[torch.Tensor, torch.Tensor] | None,
-    plan: Any,
-    window: Any,
+    metadata: AttentionMetadata,
+    window: LayerWindow,
     scaling: float,
     softcap: float | None = None,
     sinks: torch.Tensor | None = None,
@@ -44,7 +50,7 @@ def forest_attention_flex(
         key: [1, Hkv, N, Dk], rotated.
         value: [1, Hkv, N, Dv].
         prefix: must be None: in training the prompt is part of the forest.
-        plan: a `ForestPlan`, of which `flex_mask` is used.
+        metadata: which nodes see which; keeps the block mask for the next layer.
         window: the layer's window, by positions.
         scaling: factor of the logits.
         softcap: logits become softcap * tanh(logits / softcap).
@@ -66,8 +72,8 @@ def forest_attention_flex(
         query.to(dtype),
         key.to(dtype),
         value.to(dtype),
-        score_mod=None if softcap is None else _capped(softcap),
-        block_mask=plan.flex_mask(window, query.device),
+        score_mod=None if softcap is None else _softcap(softcap),
+        block_mask=metadata.once(flex_block_mask, window, query.device),
         scale=scaling,
         enable_gqa=query.shape[1] != key.shape[1],
     )
@@ -88,42 +94,41 @@ def _working_type(query: torch.Tensor, value: torch.Tensor) -> torch.dtype:
     return value.dtype
 
 
-def _capped(softcap: float) -> Callable[..., torch.Tensor]:
+def _softcap(softcap: float) -> Callable[..., torch.Tensor]:
     def cap(score: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
         return softcap * torch.tanh(score / softcap)
 
     return cap
 
 
-def flex_block_mask(
-    position_ids: torch.Tensor, subtree_end: torch.Tensor, window: Any, device: torch.device
-) -> BlockMask:
-    """The mask of a forest: which blocks meet, which of them need no mask, and the rule for the others.
+def flex_block_mask(metadata: AttentionMetadata, window: LayerWindow, device: torch.device) -> BlockMask:
+    """Builds the mask of a forest: which blocks are read, which of them need no mask, and the rule for the others.
 
     Args:
-        position_ids: int64 [N], on the CPU.
-        subtree_end: int32 [N], inclusive, on the CPU; N a multiple of 128.
-        window: what has `sliding` and `chunk`, sizes in tokens or None.
-        device: where attention runs; everything travels there in one copy.
+        metadata: of N nodes, N a multiple of 128.
+        window: the layer's window.
+        device: where attention runs; everything is copied there at once.
     """
-    positions, ends = position_ids.numpy().astype(np.int32), subtree_end.numpy().astype(np.int32)
-    partial, full = _meeting_blocks(positions, ends, window)
+    positions = metadata.position_ids.numpy().astype(np.int32)
+    ends, lowest = metadata.subtree_end.numpy().astype(np.int32), window.lowest_visible(positions)
+    partial, full = _blocks_read(positions, ends, lowest)
     lists = [array for dense in (partial, full, partial.T, full.T) for array in _ordered(dense)]
-    arrays = [ends, positions, *lists]
+    arrays = [ends, positions, lowest, *lists]
     flat = torch.from_numpy(np.concatenate([array.ravel() for array in arrays]))
     flat = flat.pin_memory() if device.type == "cuda" else flat
     pieces = flat.to(device, non_blocking=True).split([array.size for array in arrays])
-    ends_on, positions_on = pieces[0], pieces[1]
-    tables = [piece.view(1, 1, *array.shape) for piece, array in zip(pieces[2:], lists, strict=True)]
-    sliding, chunk = window.sliding, window.chunk
+    ends_there, positions_there, lowest_there = pieces[:3]
+    tables = [piece.view(1, 1, *array.shape) for piece, array in zip(pieces[3:], lists, strict=True)]
 
-    def visible(_batch: Any, _head: Any, row: torch.Tensor, node: torch.Tensor) -> torch.Tensor:
-        seen: torch.Tensor = (node <= row) & (row <= ends_on[node])
-        if sliding is not None:
-            seen = seen & (positions_on[row] - positions_on[node] < sliding)
-        if chunk is not None:
-            seen = seen & (positions_on[row] // chunk == positions_on[node] // chunk)
+    def visible(_batch: torch.Tensor, _head: torch.Tensor, row: torch.Tensor, node: torch.Tensor) -> torch.Tensor:
+        seen: torch.Tensor = (node <= row) & (row <= ends_there[node])
         return seen
+
+    def visible_in_window(
+        batch: torch.Tensor, head: torch.Tensor, row: torch.Tensor, node: torch.Tensor
+    ) -> torch.Tensor:
+        inside: torch.Tensor = positions_there[node] >= lowest_there[row]
+        return visible(batch, head, row, node) & inside
 
     return BlockMask(
         seq_lengths=(len(ends), len(ends)),
@@ -136,29 +141,20 @@ def flex_block_mask(
         full_q_num_blocks=tables[6],
         full_q_indices=tables[7],
         BLOCK_SIZE=(BLOCK, BLOCK),
-        mask_mod=visible,
+        mask_mod=visible_in_window if window.is_limited else visible,
     )
 
 
-def _meeting_blocks(positions: Int32Array, ends: Int32Array, window: Any) -> tuple[BoolArray, BoolArray]:
-    """[T, T] each: query block s meets key block t under a mask; and without one, all pairs being visible."""
-    count = len(ends) // BLOCK
-    index = np.arange(count)
-    by_block = ends.reshape(count, BLOCK)
+def _blocks_read(positions: IndexArray, ends: IndexArray, lowest: IndexArray) -> tuple[BoolArray, BoolArray]:
+    """[T, T] each: query block s reads key block t under a mask; and without one, all pairs being visible."""
+    index = np.arange(len(ends) // BLOCK)
+    ends, positions, lowest = (values.reshape(-1, BLOCK) for values in (ends, positions, lowest))
     first, last = index * BLOCK, index * BLOCK + BLOCK - 1
-    meets = (index[None, :] <= index[:, None]) & (by_block.max(axis=1)[None, :] >= first[:, None])
-    full = (index[None, :] < index[:, None]) & (by_block.min(axis=1)[None, :] >= last[:, None])
-    if window.sliding is not None or window.chunk is not None:
-        depth = positions.reshape(count, BLOCK)
-        lowest, highest = depth.min(axis=1), depth.max(axis=1)
-        if window.sliding is not None:
-            meets &= lowest[:, None] - highest[None, :] < window.sliding
-            full &= highest[:, None] - lowest[None, :] < window.sliding
-        if window.chunk is not None:
-            low, high = lowest // window.chunk, highest // window.chunk
-            meets &= (low[:, None] <= high[None, :]) & (low[None, :] <= high[:, None])
-            full &= (low[:, None] == high[None, :]) & (high[:, None] == low[None, :])
-    return meets & ~full, full
+    read = (index[None, :] <= index[:, None]) & (ends.max(axis=1)[None, :] >= first[:, None])
+    read &= positions.max(axis=1)[None, :] >= lowest.min(axis=1)[:, None]
+    full = (index[None, :] < index[:, None]) & (ends.min(axis=1)[None, :] >= last[:, None])
+    full &= positions.min(axis=1)[None, :] >= lowest.max(axis=1)[:, None]
+    return read & ~full, full
 
 
 def _ordered(dense: BoolArray) -> tuple[Int32Array, Int32Array]:

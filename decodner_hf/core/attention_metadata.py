@@ -1,79 +1,36 @@
-"""What a packed pass asks of its attention calls: which nodes see which, over which prefix, under which windows.
+"""What a packed pass tells every attention call: which nodes see which, over which prefix, under which layer windows.
 
-In: a forest's positions and subtree ends, and the cache. Out: `ForestPlan`, which makes what each way of attending
-needs (query blocks, the kernel's block map, FlexAttention's mask) once a pass and kind of layer.
-Knows nothing of queries, keys, models or labels.
+In: a forest's positions and subtree ends, and the cache. Out: `AttentionMetadata`, which also keeps what the attention
+backends derive from it (query blocks, the kernel's block map, FlexAttention's mask), so that the layers of a kind
+share it. Knows nothing of queries, keys, backends or models.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypeVar, TypeVarTuple, cast
 
 import torch
 
-from .attention_flex import flex_block_mask
-from .block_map import KernelTiles, TileShape, plan_tiles
 from .cache import DualBufferCache
+from .layer_window import LayerWindow
 
-BLOCK_ROWS = {"cpu": 256, "cuda": 1024}  # query rows of one torch attention call
-
-
-@dataclass(frozen=True)
-class LayerWindow:
-    """What a layer's positions may see of each other: `sliding` tokens back, or the same chunk of `chunk` tokens."""
-
-    sliding: int | None = None
-    chunk: int | None = None
-
-    def visible(self, query_positions: torch.Tensor, key_positions: torch.Tensor) -> torch.Tensor:
-        """[M], [K] -> bool [M, K]: the window's part of visibility; causality is not part of it."""
-        query_positions, key_positions = query_positions[:, None], key_positions[None, :]
-        seen = torch.ones(1, 1, dtype=torch.bool, device=query_positions.device)
-        if self.sliding is not None:
-            seen = seen & (query_positions - key_positions < self.sliding)
-        if self.chunk is not None:
-            seen = seen & (query_positions // self.chunk == key_positions // self.chunk)
-        return seen.expand(query_positions.shape[0], key_positions.shape[1])
-
-    def first_prefix_key(self, first_position: int) -> int:
-        """Lowest position that a query at `first_position`, or behind it, can see."""
-        lowest = 0
-        if self.sliding is not None:
-            lowest = max(lowest, first_position - self.sliding + 1)
-        if self.chunk is not None:
-            lowest = max(lowest, first_position // self.chunk * self.chunk)
-        return lowest
-
-
-@dataclass(frozen=True)
-class QueryBlock:
-    """The keys that query rows start .. end - 1 can see, on the device of the pass.
-
-    Attributes:
-        prefix_start: first prefix entry that any of the rows sees.
-        key_nodes: int64 [K], forest nodes that any of the rows sees.
-        mask: bool [end - start, P - prefix_start + K].
-    """
-
-    start: int
-    end: int
-    prefix_start: int
-    key_nodes: torch.Tensor
-    mask: torch.Tensor
+Derived = TypeVar("Derived")
+Arguments = TypeVarTuple("Arguments")
 
 
 @dataclass
-class ForestPlan:
-    """What one packed pass asks of every attention call; made once a pass.
+class AttentionMetadata:
+    """What one packed pass asks of every attention call; made once per pass.
 
     Attributes:
         position_ids: int64 [N], on the CPU.
-        subtree_end: int32 [N], on the CPU.
+        subtree_end: int32 [N], index of each node's last descendant, inclusive, on the CPU.
         prefix_length: cached tokens (P) that every node sees.
         cache: where the prefix is read, and written if `write`.
-        write: whether the nodes' keys and values are to be stored behind the prefix.
+        write: whether the nodes' keys and values are to be stored after the prefix.
         layer_windows: per layer its window by the config; used where the model does not hand it to attention.
         calls: per layer, the attention calls made so far in this pass.
+        derived: what `once` has computed, by function and arguments.
     """
 
     position_ids: torch.Tensor
@@ -83,9 +40,12 @@ class ForestPlan:
     write: bool = False
     layer_windows: Sequence[LayerWindow] = ()
     calls: dict[int, int] = field(default_factory=dict)
-    _blocks: dict[tuple[LayerWindow, torch.device], list[QueryBlock]] = field(default_factory=dict)
-    _kernel_tiles: dict[tuple[LayerWindow, TileShape, torch.device], KernelTiles] = field(default_factory=dict)
-    _flex_masks: dict[tuple[LayerWindow, torch.device], Any] = field(default_factory=dict)
+    derived: dict[tuple[object, ...], object] = field(default_factory=dict, repr=False)
+
+    @property
+    def num_nodes(self) -> int:
+        """Number of nodes (N)."""
+        return self.subtree_end.shape[0]
 
     def next_call(self, layer_idx: int) -> int:
         """Counts an attention call of layer `layer_idx`; returns how many that layer made before it in this pass."""
@@ -93,37 +53,30 @@ class ForestPlan:
         self.calls[layer_idx] = before + 1
         return before
 
-    def blocks(self, window: LayerWindow, device: torch.device) -> list[QueryBlock]:
-        """The query blocks under `window`; made at the first layer of each kind, reused by the others."""
-        if (window, device) not in self._blocks:
-            rows = BLOCK_ROWS.get(device.type, BLOCK_ROWS["cpu"])
-            starts = range(0, self.subtree_end.shape[0], rows)
-            self._blocks[window, device] = [self._block(start, rows, window, device) for start in starts]
-        return self._blocks[window, device]
+    def once(self, derive: Callable[["AttentionMetadata", *Arguments], Derived], *arguments: *Arguments) -> Derived:
+        """Returns `derive(self, *arguments)`, computed at the first call with these arguments, which are hashable."""
+        key = (derive, *arguments)
+        if key not in self.derived:
+            self.derived[key] = derive(self, *arguments)
+        return cast(Derived, self.derived[key])
 
-    def kernel_tiles(self, window: LayerWindow, shape: TileShape, device: torch.device) -> KernelTiles:
-        """The kernel's block map under `window`; made at the first layer of each kind, reused by the others."""
-        if (window, shape, device) not in self._kernel_tiles:
-            self._kernel_tiles[window, shape, device] = plan_tiles(
-                self.position_ids, self.subtree_end, self.prefix_length, window, shape, device
-            )
-        return self._kernel_tiles[window, shape, device]
 
-    def flex_mask(self, window: LayerWindow, device: torch.device) -> Any:
-        """FlexAttention's block mask under `window`; made at the first layer of each kind, reused by the others."""
-        if (window, device) not in self._flex_masks:
-            self._flex_masks[window, device] = flex_block_mask(self.position_ids, self.subtree_end, window, device)
-        return self._flex_masks[window, device]
+@dataclass
+class LayerInputs:
+    """What one compiled layer reads of a pass, in place of its metadata.
 
-    def _block(self, start: int, rows: int, window: LayerWindow, device: torch.device) -> QueryBlock:
-        end = min(start + rows, self.subtree_end.shape[0])
-        queries = torch.arange(start, end)
-        positions = self.position_ids[start:end]
-        key_nodes = torch.nonzero(self.subtree_end[:end] >= start).squeeze(1)
-        seen = (key_nodes[None, :] <= queries[:, None]) & (self.subtree_end[key_nodes][None, :] >= queries[:, None])
-        seen &= window.visible(positions, self.position_ids[key_nodes])
-        useful = seen.any(dim=0)
-        prefix_start = min(window.first_prefix_key(int(positions.min())), self.prefix_length)
-        prefix_seen = window.visible(positions, torch.arange(prefix_start, self.prefix_length))
-        mask = torch.cat([prefix_seen, seen[:, useful]], dim=1)
-        return QueryBlock(start, end, prefix_start, key_nodes[useful].to(device), mask.to(device))
+    Attributes:
+        prefix_key: [1, Hkv, P, Dk], a view of the cache.
+        prefix_value: [1, Hkv, P, Dv], a view of the cache.
+        tables: `BlockMap.tables`.
+        limited: whether the layer has a window.
+        config: the kernel's settings, the fields of its `KernelConfig`.
+        computed: filled by the layer's attention call: its own key [1, Hkv, N, Dk] and value [1, Hkv, N, Dv].
+    """
+
+    prefix_key: torch.Tensor
+    prefix_value: torch.Tensor
+    tables: torch.Tensor
+    limited: bool
+    config: tuple[int, ...]
+    computed: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)

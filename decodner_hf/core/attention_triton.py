@@ -1,18 +1,20 @@
 """Launches the fused kernel for the attention of a token forest over a shared prefix, as a torch operator.
 
-In: a layer's query, key, value and prefix, and the pass's `KernelTiles`. Out: attended values, without gradients.
+In: a layer's query, key, value and prefix, and the pass's `BlockMap`. Out: attended values, without gradients.
 Holds the fixed table of tile sizes and launch options. Importing this file raises ImportError where Triton is not
 installed. Knows nothing of models, caches or how forests are made.
 """
 
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
-from .block_map import KernelTiles, TileShape, count_query_tiles
+from .attention_metadata import AttentionMetadata
+from .block_map import TileShape, count_query_tiles, make_block_map
 from .kernel_triton import forest_attention_kernel, merge_splits_kernel
+from .layer_window import LayerWindow
 
 try:
     from triton.tools.tensor_descriptor import TensorDescriptor
@@ -61,13 +63,6 @@ CONFIGS: tuple[tuple[int, int, int, KernelConfig], ...] = (
 )
 
 
-class TiledPlan(Protocol):
-    """What a pass's plan offers the kernel."""
-
-    def kernel_tiles(self, window: Any, shape: TileShape, device: torch.device) -> KernelTiles:
-        """The block map under `window`, made once."""
-
-
 def kernel_supports(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float, softcap: float | None = None
 ) -> bool:
@@ -95,8 +90,8 @@ def forest_attention_triton(
     key: torch.Tensor,
     value: torch.Tensor,
     prefix: tuple[torch.Tensor, torch.Tensor] | None,
-    plan: TiledPlan,
-    window: Any,
+    metadata: AttentionMetadata,
+    window: LayerWindow,
     scaling: float,
     softcap: float | None = None,
     sinks: torch.Tensor | None = None,
@@ -109,7 +104,7 @@ def forest_attention_triton(
         key: [1, Hkv, N, Dk], rotated, Hkv a divisor of H.
         value: [1, Hkv, N, Dv], Dv <= 256.
         prefix: keys [1, Hkv, P, Dk] and values [1, Hkv, P, Dv], or None where P is 0.
-        plan: which nodes see which; keeps the block map for the next layer.
+        metadata: which nodes see which; keeps the block map for the next layer.
         window: the layer's window, by positions.
         scaling: factor of the logits, above 0.
         softcap: logits become softcap * tanh(logits / softcap); above 0.
@@ -120,7 +115,7 @@ def forest_attention_triton(
         [1, N, H, Dv], contiguous, in the query's dtype.
 
     Raises:
-        ValueError: a layer that `kernel_supports` denies, or a prefix of another length than the plan's.
+        ValueError: a layer that `kernel_supports` denies, or a prefix of another length than the metadata's.
     """
     if not kernel_supports(query, key, value, scaling, softcap):
         raise ValueError(
@@ -133,13 +128,15 @@ def forest_attention_triton(
         config = kernel_config(query.dtype, query.shape[3], value.shape[3], query.device)
     group = query.shape[1] // key.shape[1]
     shape = TileShape(config.block_m, config.block_n, config.block_p, group)
-    tiles = plan.kernel_tiles(window, shape, query.device)
+    block_map = metadata.once(make_block_map, window, shape, query.device)
     prefix_key, prefix_value = (None, None) if prefix is None else prefix
     held = 0 if prefix_key is None else prefix_key.shape[2]
-    if held != tiles.prefix_length:
-        raise ValueError(f"a prefix of {held} tokens was given for a plan with {tiles.prefix_length}: plan anew.")
+    if held != block_map.prefix_length:
+        raise ValueError(
+            f"a prefix of {held} tokens was given, but the metadata speaks of {block_map.prefix_length}: make it anew."
+        )
     return torch.ops.decodner.forest_attention(
-        query, key, value, prefix_key, prefix_value, tiles.tables, tiles.windowed,
+        query, key, value, prefix_key, prefix_value, block_map.tables, block_map.limited,
         scaling, softcap, sinks, [int(setting) for setting in astuple(config)],
     )  # fmt: skip
 
@@ -152,13 +149,13 @@ def _forest_attention_operator(
     prefix_key: torch.Tensor | None,
     prefix_value: torch.Tensor | None,
     tables: torch.Tensor,
-    windowed: bool,
+    limited: bool,
     scaling: float,
     softcap: float | None,
     sinks: torch.Tensor | None,
     config: Sequence[int],
 ) -> torch.Tensor:
-    """The kernel's launch; `config` are the fields of a `KernelConfig`, `tables` those of `KernelTiles`."""
+    """The kernel's launch; `config` are the fields of a `KernelConfig`, `tables` those of `BlockMap`."""
     _, heads, num_nodes, key_size = query.shape
     kv_heads, value_size = key.shape[1], value.shape[3]
     query = _unit_stride(query)
@@ -178,7 +175,7 @@ def _forest_attention_operator(
         rows = [setting.block_n] * 2 + [setting.block_p] * 4
         sources = [_descriptor(tensor, block) for tensor, block in zip(sources, rows, strict=True)]
     programs = count_query_tiles(num_nodes, heads // kv_heads, setting.block_m) * kv_heads
-    splits = 1 if windowed else _splits(programs, prefix_length, setting.resident, query.device)
+    splits = 1 if limited else _splits(programs, prefix_length, setting.resident, query.device)
     kept = splits if splits > 1 else 0
     parts = query.new_empty(kept, num_nodes, heads, value_size, dtype=torch.float32)
     lse = query.new_empty(kept, num_nodes, heads, dtype=torch.float32)
@@ -192,7 +189,7 @@ def _forest_attention_operator(
             GROUP=heads // kv_heads, HEAD_DIM_K=key_size, HEAD_DIM_V=value_size,
             BLOCK_DK=_padded(key_size), BLOCK_DV=_padded(value_size),
             BLOCK_M=setting.block_m, BLOCK_N=setting.block_n, BLOCK_P=setting.block_p,
-            WINDOWED=windowed, CAPPED=softcap is not None, SINKS=sinks is not None,
+            WINDOWED=limited, CAPPED=softcap is not None, SINKS=sinks is not None,
             PRECISION="ieee" if query.dtype == torch.float32 else "tf32", TMA=tma,
             num_warps=setting.num_warps, num_stages=setting.num_stages, maxnreg=setting.max_registers,
         )  # fmt: skip

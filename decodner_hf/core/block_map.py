@@ -1,6 +1,6 @@
-"""Plans which tiles of keys each tile of query rows of the attention kernel meets, once a pass and window.
+"""Builds the block map of the attention kernel: which tiles of keys each tile of query rows reads.
 
-In: a forest's positions and subtree ends, a layer's window, the kernel's tile sizes. Out: `KernelTiles`, int32 tables.
+In: a pass's metadata, a layer's window, the kernel's tile sizes. Out: `BlockMap`, int32 tables.
 A query tile is `block_m` consecutive rows, a row being one node and one of the `group` query heads that share a
 key/value head. Its tiles of forest keys are counted back from its own last node, so that they need not start at
 multiples of their size. Knows nothing of the kernel, of models or of devices' properties.
@@ -8,21 +8,22 @@ multiples of their size. Knows nothing of the kernel, of models or of devices' p
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 
 from .arrays import IndexArray
+from .attention_metadata import AttentionMetadata
+from .layer_window import LayerWindow
 
-PAGE_TILES = 8  # key tiles that are looked at together first, where many may be met
-TILE_COLUMNS = 8  # of a query tile in `KernelTiles.tables`; a row is one aligned 32-byte read
+COARSE_BLOCKS = 8  # key tiles that are looked at together first, where many may be read
+TILE_COLUMNS = 8  # of a query tile in `BlockMap.tables`; a row is one aligned 32-byte read
 LAST_POSITION = np.iinfo(np.int32).max
 
 
 @dataclass(frozen=True)
 class TileShape:
-    """Sizes of the kernel's tiles, powers of two but for the group.
+    """Sizes of the kernel's tiles, powers of two except for the group.
 
     Attributes:
         block_m: query rows of a tile, `group` rows a node.
@@ -38,48 +39,35 @@ class TileShape:
 
 
 @dataclass(frozen=True)
-class KernelTiles:
-    """The block map of T query tiles over N nodes and P prefix entries.
+class BlockMap:
+    """The key tiles of T query tiles over N nodes and P prefix entries.
 
     Attributes:
-        tables: int32, flat, what the kernel reads; one behind the other:
+        tables: int32, flat, what the kernel reads, one part after the other:
             query tiles [T, 8], T = ceil(N * group / block_m), those with most work first. Columns: the tile's index;
-            first and one behind the last of its partial tiles among the key starts; the same of its full tiles; the
-            prefix entry at which its first prefix tile starts; the one from which on its prefix tiles need no window
-            mask; P.
-            nodes [1, N]: subtree end; [3, N] where there is a window: position, and the lowest position that the node
-            sees, too.
+            first partial tile among the key starts and the end of the partial tiles (exclusive); the same of its full
+            tiles; the prefix entry at which its first prefix tile starts; the one from which on its prefix tiles need
+            no window mask; P.
+            nodes [1, N]: subtree end; [3, N] where the window is limited: position, and the lowest position that the
+            node sees, too.
             key starts [K]: first node of each key tile, negative where a partial one begins before the forest does.
-        windowed: whether there is a window.
+        limited: whether the layer's window hides anything.
         prefix_length: P.
-        shape: the tile sizes that the map was made for.
     """
 
     tables: torch.Tensor
-    windowed: bool
+    limited: bool
     prefix_length: int
-    shape: TileShape
 
 
-def plan_tiles(
-    position_ids: torch.Tensor,
-    subtree_end: torch.Tensor,
-    prefix_length: int,
-    window: Any,
-    shape: TileShape,
-    device: torch.device,
-) -> KernelTiles:
-    """Makes the block map and moves it to `device`, without waiting; the other arguments as `tile_arrays`."""
-    arrays = tile_arrays(position_ids.numpy(), subtree_end.numpy(), prefix_length, window, shape)
-    tables = torch.from_numpy(np.concatenate(arrays))
+def make_block_map(
+    metadata: AttentionMetadata, window: LayerWindow, shape: TileShape, device: torch.device
+) -> BlockMap:
+    """Builds the block map and copies it to `device` without waiting for work in flight there."""
+    tables = torch.from_numpy(np.concatenate(block_map_arrays(metadata, window, shape)))
     if device.type == "cuda":
         tables = tables.pin_memory()
-    return KernelTiles(tables.to(device, non_blocking=True), is_windowed(window), prefix_length, shape)
-
-
-def is_windowed(window: Any) -> bool:
-    """Whether the window hides anything."""
-    return window.sliding is not None or window.chunk is not None
+    return BlockMap(tables.to(device, non_blocking=True), window.is_limited, metadata.prefix_length)
 
 
 def count_query_tiles(nodes: int, group: int, block_m: int) -> int:
@@ -92,36 +80,29 @@ def most_table_entries(nodes: int, shape: TileShape) -> int:
     return count_query_tiles(nodes, shape.group, shape.block_m) * TILE_COLUMNS + 3 * nodes
 
 
-def tile_arrays(
-    position_ids: IndexArray, subtree_end: IndexArray, prefix_length: int, window: Any, shape: TileShape
-) -> list[IndexArray]:
-    """Makes the block map: the parts of `KernelTiles.tables`, int32, flat, on the host.
+def block_map_arrays(metadata: AttentionMetadata, window: LayerWindow, shape: TileShape) -> list[IndexArray]:
+    """Builds the block map: the parts of `BlockMap.tables`, int32, flat, on the host; the key starts are the last two.
 
-    A key tile is met iff one of its nodes is an ancestor of a row's node, or the node itself; it is full iff every row
-    sees every one of its nodes. What is met and not full is cut into partial tiles, of which those without an ancestor
-    are left out again. Tiles that a window hides from all rows are not met.
-
-    Args:
-        position_ids: integers [N].
-        subtree_end: integers [N], inclusive.
-        prefix_length: P; prefix entry p has position p.
-        window: what has `sliding` and `chunk`, sizes in tokens or None.
-        shape: the kernel's tile sizes.
+    A key tile is read iff one of its nodes is an ancestor of a row's node, or the node itself; it is full iff every
+    row sees every one of its nodes. What is read and not full is cut into partial tiles, of which those without an
+    ancestor are left out again. Tiles that the window hides from all rows are not read.
     """
-    positions, ends = position_ids.astype(np.int32), subtree_end.astype(np.int32, copy=False)
+    prefix_length = metadata.prefix_length
+    positions = metadata.position_ids.numpy().astype(np.int32)
+    ends = metadata.subtree_end.numpy().astype(np.int32, copy=False)
     tiles = count_query_tiles(len(ends), shape.group, shape.block_m)
     bounds = np.arange(tiles + 1, dtype=np.int32) * shape.block_m
     first, last = bounds[:-1] // shape.group, np.minimum((bounds[1:] - 1) // shape.group, len(ends) - 1)
     nodes: list[IndexArray] = [ends]
     least: IndexArray = np.zeros_like(first)
     most = least
-    if is_windowed(window):
-        lowest = _lowest_visible(positions, window)
+    if window.is_limited:
+        lowest = window.lowest_visible(positions)
         least, most = _row_extremes(lowest, first, last)
         nodes = [ends, positions, lowest]
     rows = _QueryTiles(first, last, least, most)
     partial_of, partial_starts, full_of, full_starts = _key_tiles(
-        positions, ends, rows, prefix_length, shape, is_windowed(window)
+        positions, ends, rows, prefix_length, shape, window.is_limited
     )
     partials, fulls = (np.bincount(tile_of, minlength=tiles) for tile_of in (partial_of, full_of))
     prefix_tiles = prefix_length // shape.block_p
@@ -129,24 +110,14 @@ def tile_arrays(
     prefix_unmasked = np.minimum(-(-most // shape.block_p), prefix_tiles)
     work = partials * shape.block_n + (fulls + prefix_tiles - prefix_first) * shape.block_p
     order = np.argsort(-work, kind="stable")
-    behind_partial, behind_full = np.cumsum(partials), len(partial_starts) + np.cumsum(fulls)
+    partial_end, full_end = np.cumsum(partials), len(partial_starts) + np.cumsum(fulls)
     table = np.empty((tiles, TILE_COLUMNS), np.int32)
     table[:, 0] = order
-    table[:, 1], table[:, 2] = (behind_partial - partials)[order], behind_partial[order]
-    table[:, 3], table[:, 4] = (behind_full - fulls)[order], behind_full[order]
+    table[:, 1], table[:, 2] = (partial_end - partials)[order], partial_end[order]
+    table[:, 3], table[:, 4] = (full_end - fulls)[order], full_end[order]
     table[:, 5], table[:, 6] = prefix_first[order] * shape.block_p, prefix_unmasked[order] * shape.block_p
     table[:, 7] = prefix_length
     return [table.ravel(), *nodes, partial_starts, full_starts]
-
-
-def _lowest_visible(positions: IndexArray, window: Any) -> IndexArray:
-    """[N]: the lowest position that each node's window admits; what is visible there are its ancestors only."""
-    lowest = np.zeros_like(positions)
-    if window.sliding is not None:
-        lowest = np.maximum(lowest, positions - window.sliding + 1)
-    if window.chunk is not None:
-        lowest = np.maximum(lowest, positions // window.chunk * window.chunk)
-    return lowest
 
 
 def _row_extremes(values: IndexArray, first: IndexArray, last: IndexArray) -> tuple[IndexArray, IndexArray]:
@@ -172,60 +143,64 @@ class _QueryTiles:
 
 
 def _key_tiles(
-    positions: IndexArray, ends: IndexArray, rows: _QueryTiles, prefix_length: int, shape: TileShape, windowed: bool
+    positions: IndexArray, ends: IndexArray, rows: _QueryTiles, prefix_length: int, shape: TileShape, limited: bool
 ) -> tuple[IndexArray, IndexArray, IndexArray, IndexArray]:
     """The forest's key tiles: query tile and first node of each partial one, the same of each full one."""
     deepest = positions.max(initial=prefix_length) - prefix_length
     if deepest + 1 < shape.block_p:  # no node has as many ancestors as a full tile holds
-        query_tile, starts = _met_blocks(ends, rows, shape.block_n)
+        query_tile, starts = _blocks_read(ends, rows, shape.block_n)
         full_of, full_starts = query_tile[:0], starts[:0]
     else:
-        query_tile, starts = _met_blocks(ends, rows, shape.block_p)
+        query_tile, starts = _blocks_read(ends, rows, shape.block_p)
         full = (starts >= 0) & (starts + shape.block_p <= rows.first[query_tile])
         full &= _extremes(ends, shape.block_p, np.minimum, -1)[starts + shape.block_p - 1] >= rows.last[query_tile]
-        if windowed:
+        if limited:
             nearest = _extremes(positions, shape.block_p, np.minimum, LAST_POSITION)[starts + shape.block_p - 1]
             full &= nearest >= rows.most[query_tile]
         full_of, full_starts = query_tile[full], starts[full]
         query_tile, starts = _cut(query_tile[~full], starts[~full], shape.block_p, shape.block_n)
-        query_tile, starts = _meeting(ends, rows, query_tile, starts, shape.block_n)
-    if windowed:
+        query_tile, starts = _with_ancestors(ends, rows, query_tile, starts, shape.block_n)
+    if limited:
         nearest = _extremes(positions, shape.block_n, np.maximum, -1)[starts + shape.block_n - 1]
         inside = nearest >= rows.least[query_tile]
         query_tile, starts = query_tile[inside], starts[inside]
     return query_tile, starts, full_of, full_starts
 
 
-def _met_blocks(ends: IndexArray, rows: _QueryTiles, block: int) -> tuple[IndexArray, IndexArray]:
-    """Query tile and first node of the tiles of `block` nodes that hold an ancestor of one of its nodes, or itself."""
+def _blocks_read(ends: IndexArray, rows: _QueryTiles, block: int) -> tuple[IndexArray, IndexArray]:
+    """Finds the tiles of `block` nodes that hold an ancestor of a query tile's node, or the node itself.
+
+    Returns:
+        Query tile and first node of each.
+    """
     earliest = np.searchsorted(np.maximum.accumulate(ends), rows.first)  # the first node that a row can see
     reach = rows.last + 1 - earliest
-    width = block if reach.sum() <= block * PAGE_TILES * len(reach) else block * PAGE_TILES
+    width = block if reach.sum() <= block * COARSE_BLOCKS * len(reach) else block * COARSE_BLOCKS
     counts = -(-reach // width)
     query_tile: IndexArray = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
     first_starts = (rows.last + 1 - np.cumsum(counts) * width).astype(np.int32)
     starts: IndexArray = first_starts[query_tile] + width * np.arange(len(query_tile), dtype=np.int32)
-    query_tile, starts = _meeting(ends, rows, query_tile, starts, width)
+    query_tile, starts = _with_ancestors(ends, rows, query_tile, starts, width)
     if width > block:
         query_tile, starts = _cut(query_tile, starts, width, block)
-        query_tile, starts = _meeting(ends, rows, query_tile, starts, block)
+        query_tile, starts = _with_ancestors(ends, rows, query_tile, starts, block)
     return query_tile, starts
 
 
 def _cut(query_tile: IndexArray, starts: IndexArray, width: int, narrower: int) -> tuple[IndexArray, IndexArray]:
-    """Tiles of `width` nodes as tiles of `narrower` ones; those before the forest are left out."""
+    """Cuts tiles of `width` nodes into tiles of `narrower` ones; those before the forest are left out."""
     offsets = np.arange(0, width, narrower, dtype=np.int32)
     query_tile, starts = np.repeat(query_tile, len(offsets)), (starts[:, None] + offsets).ravel()
     exists = starts + narrower > 0
     return query_tile[exists], starts[exists]
 
 
-def _meeting(
+def _with_ancestors(
     ends: IndexArray, rows: _QueryTiles, query_tile: IndexArray, starts: IndexArray, width: int
 ) -> tuple[IndexArray, IndexArray]:
-    """Those tiles of `width` nodes, one of which at least is no earlier subtree's for the query tile."""
-    meets = _extremes(ends, width, np.maximum, -1)[starts + width - 1] >= rows.first[query_tile]
-    return query_tile[meets], starts[meets]
+    """Keeps the tiles of `width` nodes of which at least one node's subtree reaches the query tile."""
+    sees = _extremes(ends, width, np.maximum, -1)[starts + width - 1] >= rows.first[query_tile]
+    return query_tile[sees], starts[sees]
 
 
 def _extremes(values: IndexArray, width: int, extreme: Callable[..., IndexArray], outside: int) -> IndexArray:

@@ -14,9 +14,10 @@ from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from .attention import ATTENTION_NAME
-from .attention_metadata import ForestPlan, LayerWindow
+from .attention_metadata import AttentionMetadata
 from .cache import DualBufferCache
 from .configuration import DecodNERConfig
+from .layer_window import LayerWindow
 from .transformers_private import attention_name, execution_device, takes_registered_attention
 
 EXACT_LAYER_TYPES = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
@@ -150,7 +151,7 @@ def probe(backbone: PreTrainedModel) -> None:
     prefix, after = tokens[:PROBE_PREFIX], tokens[PROBE_PREFIX:]
     cache = DualBufferCache()
     windows = layer_windows(config)
-    chain = ForestPlan(
+    chain = AttentionMetadata(
         torch.arange(PROBE_PREFIX),
         torch.full((PROBE_PREFIX,), PROBE_PREFIX - 1, dtype=torch.int32),
         cache=cache,
@@ -168,7 +169,7 @@ def probe(backbone: PreTrainedModel) -> None:
     cache.commit(PROBE_PREFIX)
     # nodes 0 - 1 - 2 and 3 below 0: the spans (0, 1), (0, 1, 2) and (0, 3)
     depth = torch.tensor([0, 1, 2, 1])
-    forest = ForestPlan(
+    forest = AttentionMetadata(
         PROBE_PREFIX + depth,
         torch.tensor([3, 2, 2, 3], dtype=torch.int32),
         prefix_length=PROBE_PREFIX,
@@ -198,7 +199,7 @@ def _check_logits(backbone: PreTrainedModel, logits: torch.Tensor) -> None:
         broken = next((name for name, weight in known if not bool(weight.isfinite().all())), None)
         if broken is not None:
             raise ValueError(
-                f"the weights of {source} are not finite: {broken} holds NaN or infinity. Download or save them again."
+                f"the weights of {source} are not finite: {broken} holds NaN or infinity. HostCopy or save them again."
             )
         raise ValueError(
             f"{source} computes logits that are not finite in {backbone.dtype}, although its weights are: load it "
@@ -208,27 +209,27 @@ def _check_logits(backbone: PreTrainedModel, logits: torch.Tensor) -> None:
         zero = [name for name, weight in known if not bool(weight.any())]
         raise ValueError(
             f"{source} gives every token the logit 0: {len(zero)} of its {len(weights)} weights are zero"
-            f"{f', for example {zero[0]}' if zero else ''}. Download or save them again."
+            f"{f', for example {zero[0]}' if zero else ''}. HostCopy or save them again."
         )
 
 
 def _packed_logits(
-    backbone: PreTrainedModel, token_ids: torch.Tensor, plan: ForestPlan, device: torch.device
+    backbone: PreTrainedModel, token_ids: torch.Tensor, metadata: AttentionMetadata, device: torch.device
 ) -> torch.Tensor:
     logits: torch.Tensor = backbone(
-        input_ids=token_ids[None].to(device), **packed_arguments(plan.position_ids[None].to(device), plan)
+        input_ids=token_ids[None].to(device), **packed_arguments(metadata.position_ids[None].to(device), metadata)
     ).logits
     return logits[0]
 
 
-def packed_arguments(position_ids: torch.Tensor, plan: ForestPlan) -> dict[str, Any]:
+def packed_arguments(position_ids: torch.Tensor, metadata: AttentionMetadata) -> dict[str, Any]:
     """Returns the keyword arguments that turn a native forward into a packed pass.
 
     The 4D dummy mask keeps transformers from building one; the cache is read and written by the attention function,
     never by the model.
     """
     dummy = torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=position_ids.device)
-    return {"position_ids": position_ids, "attention_mask": dummy, "use_cache": False, "forest_plan": plan}
+    return {"position_ids": position_ids, "attention_mask": dummy, "use_cache": False, "forest_metadata": metadata}
 
 
 def check_backbone(backbone: PreTrainedModel) -> None:
@@ -240,25 +241,27 @@ def check_backbone(backbone: PreTrainedModel) -> None:
     probe(backbone)
 
 
-def check_structure(plan: ForestPlan, positions_limit: PositionLimit | None, nodes_limit: int | None) -> None:
+def check_structure(
+    metadata: AttentionMetadata, positions_limit: PositionLimit | None, nodes_limit: int | None
+) -> None:
     """Raises a ValueError unless positions and subtree ends describe a forest after the prefix, within the limits.
 
     Args:
-        plan: the pass.
+        metadata: the pass.
         positions_limit: from `position_limit`.
         nodes_limit: from `node_limit`.
     """
-    positions, ends = plan.position_ids.long().numpy(), plan.subtree_end.long().numpy()
+    positions, ends = metadata.position_ids.long().numpy(), metadata.subtree_end.long().numpy()
     if positions.shape != ends.shape or not positions.size:
         raise ValueError(f"{positions.size} position ids for {ends.size} nodes: one each, and at least one.")
     nodes = np.arange(ends.size)
     if (ends < nodes).any() or ends.max() >= ends.size:
         raise ValueError("subtree_end must lie between the node itself and the last node, inclusive.")
     closed = np.cumsum(np.bincount(ends + 1, minlength=ends.size)[: ends.size])  # subtrees ended
-    if not np.array_equal(positions, plan.prefix_length + nodes - closed):
+    if not np.array_equal(positions, metadata.prefix_length + nodes - closed):
         raise ValueError(
             f"position ids run from {int(positions.min())} to {int(positions.max())}, but the prefix has "
-            f"{plan.prefix_length} tokens: a node's position is the prefix length plus its depth in the forest."
+            f"{metadata.prefix_length} tokens: a node's position is the prefix length plus its depth in the forest."
         )
     if nodes_limit is not None and ends.size > nodes_limit:
         raise ValueError(

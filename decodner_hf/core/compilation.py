@@ -8,20 +8,21 @@ Knows nothing of labels or text.
 
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, TypeVarTuple, cast
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from .attention import HAS_KERNEL
-from .attention_metadata import ForestPlan, LayerWindow
-from .block_map import KernelTiles, TileShape
+from .attention_metadata import AttentionMetadata, LayerInputs
+from .block_map import TileShape, make_block_map
 from .cache import DualBufferCache
 from .compatibility import PositionLimit, input_device, layer_windows
 from .cuda_graphs import SpanPassGraphs, never_waits
 from .forest import TokenForest, rows_forest
 from .label_head import decoder_layers, last_hidden_states
+from .layer_window import LayerWindow
 from .static_inputs import PREFIX_SIZES
 from .transfers import is_out_of_memory
 
@@ -29,6 +30,8 @@ if HAS_KERNEL:
     from .attention_triton import kernel_config
 
 PROBE_TOKENS = 3
+Derived = TypeVar("Derived")
+Arguments = TypeVarTuple("Arguments")
 Method = TypeVar("Method", bound=Callable[..., Any])
 WARM_UP_PREFIX = 101  # tokens; no two sizes of the pass that a graph is made for may be equal
 WARM_UP_SPANS = (137, 11)  # rows and their tokens
@@ -63,7 +66,7 @@ def compile_model(model: ForestModel, cuda_graph_nodes: int, **options: Any) -> 
     """Compiles the decoder's layers and prepares CUDA graphs, in place: see `compile_forest` of the model class.
 
     Args:
-        model: a loaded model; `graphs` is set where its decoder allows graphs.
+        model: a loaded model; its `graphs` are set where its decoder allows graphs.
         cuda_graph_nodes: nodes of the largest pass that gets a CUDA graph; 0 for none.
         **options: handed to `torch.compile` (mode, backend, options, fullgraph).
 
@@ -72,12 +75,16 @@ def compile_model(model: ForestModel, cuda_graph_nodes: int, **options: Any) -> 
     """
     if cuda_graph_nodes < 0:
         raise ValueError(f"cuda_graph_nodes must be at least 0, for no CUDA graphs, not {cuda_graph_nodes}.")
-    compile_layers(model.backbone, **options)
+    if model.graphs is not None:
+        model.graphs.release()
+        model.graphs = None
+    calls = compile_layers(model.backbone, **options)
     score_rows(model, WARM_UP_PREFIX, *WARM_UP_SPANS)
     on_gpu = input_device(model.backbone).type == "cuda"
     cuda_graph_nodes = min(cuda_graph_nodes, most_graph_nodes(decoder_layers(model.backbone)))
     if on_gpu and cuda_graph_nodes and never_waits(lambda: score_rows(model, WARM_UP_PREFIX, *WARM_UP_SPANS)):
-        model.graphs = SpanPassGraphs(model.backbone, cuda_graph_nodes)
+        kinds = {(call.window, call.shape) for call in calls}
+        model.graphs = SpanPassGraphs(model.backbone, cuda_graph_nodes, kinds)
         warm_up_graphs(model, min(model.graphs.most_nodes, model.node_limit or model.graphs.most_nodes))
 
 
@@ -126,45 +133,23 @@ class LayerCall:
     window: LayerWindow
     shape: TileShape
     config: tuple[int, ...]
-    kept: tuple[Any, ...]
+    kept: tuple[int, int, torch.dtype, torch.device]
 
-
-@dataclass
-class LayerPass:
-    """What a compiled layer is handed in place of the pass's plan.
-
-    Attributes:
-        prefix_key: [1, Hkv, P, Dk], a view of the cache.
-        prefix_value: [1, Hkv, P, Dv], a view of the cache.
-        tables: `KernelTiles.tables`.
-        windowed: whether the layer has a window.
-        config: the kernel's settings.
-        computed: filled by `attend`: the layer's own key [1, Hkv, N, Dk] and value [1, Hkv, N, Dv].
-    """
-
-    prefix_key: torch.Tensor
-    prefix_value: torch.Tensor
-    tables: torch.Tensor
-    windowed: bool
-    config: tuple[int, ...]
-    computed: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
-
-    def attend(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        scaling: float,
-        softcap: float | None,
-        sinks: torch.Tensor | None,
-    ) -> torch.Tensor:
-        """The kernel's operator; arguments and result as `forest_attention`."""
-        self.computed.append((key, value))
-        attended: torch.Tensor = torch.ops.decodner.forest_attention(
-            query, key, value, self.prefix_key, self.prefix_value, self.tables, self.windowed,
-            scaling, softcap, sinks, self.config,
-        )  # fmt: skip
-        return attended
+    def inputs(self, metadata: AttentionMetadata) -> LayerInputs | None:
+        """What the layer reads of a pass; None without a cached prefix, for a single node, or for other dtypes."""
+        if metadata.cache is None or metadata.prefix_length < LEAST or metadata.num_nodes < LEAST:
+            return None
+        prefix_key, prefix_value = metadata.cache.read_prefix(self.layer_idx, 0)
+        if _kind(prefix_key) != self.kept:
+            return None
+        block_map = metadata.once(make_block_map, self.window, self.shape, prefix_key.device)
+        return LayerInputs(
+            prefix_key=prefix_key.data,  # not known as a view: a graph would depend on the size of the whole buffer
+            prefix_value=prefix_value.data,
+            tables=block_map.tables,
+            limited=block_map.limited,
+            config=self.config,
+        )
 
 
 class CompiledLayer:
@@ -177,72 +162,53 @@ class CompiledLayer:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """As the layer's `forward`."""
-        plan = kwargs.get("forest_plan")
-        if plan is None or torch.is_grad_enabled():
+        metadata: AttentionMetadata | None = kwargs.get("forest_metadata")
+        inputs = None if metadata is None or torch.is_grad_enabled() else self.call.inputs(metadata)
+        if metadata is None or inputs is None:
             return self.uncompiled(*args, **kwargs)
-        layer_pass = self._layer_pass(plan)
-        if layer_pass is None:
-            return self.uncompiled(*args, **kwargs)
-        plan.next_call(self.call.layer_idx)
-        states = self.run(self.layer, *args, **(kwargs | {"forest_plan": layer_pass}))
-        if plan.write:
-            plan.cache.write_prefix(self.call.layer_idx, 0, *layer_pass.computed[0])
+        metadata.next_call(self.call.layer_idx)
+        states = self.run(self.layer, *args, **(kwargs | {"forest_metadata": None, "forest_layer": inputs}))
+        if metadata.write and metadata.cache is not None:
+            metadata.cache.write_prefix(self.call.layer_idx, 0, *inputs.computed[0])
         return states
-
-    def _layer_pass(self, plan: Any) -> LayerPass | None:
-        """The layer's share of the plan; None without a cached prefix, for a single node, or for other dtypes."""
-        call = self.call
-        if plan.cache is None or plan.prefix_length < LEAST or plan.subtree_end.shape[0] < LEAST:
-            return None
-        prefix_key, prefix_value = plan.cache.read_prefix(call.layer_idx, 0)
-        if _kind(prefix_key) != call.kept:
-            return None
-        tiles = plan.kernel_tiles(call.window, call.shape, prefix_key.device)
-        return LayerPass(
-            prefix_key=prefix_key.data,  # not known as a view: a graph would depend on the size of the whole buffer
-            prefix_value=prefix_value.data,
-            tables=tiles.tables,
-            windowed=tiles.windowed,
-            config=call.config,
-        )
 
 
 @dataclass
-class _RecordingPlan(ForestPlan):
-    """Notes which layer asked for which tiles."""
+class _RecordingMetadata(AttentionMetadata):
+    """Notes which block maps the layers asked for, in their order."""
 
-    asked: list[tuple[int, LayerWindow, TileShape]] = field(default_factory=list)
-    current_layer: int = 0
+    asked: list[tuple[Any, ...]] = field(default_factory=list)
 
-    def next_call(self, layer_idx: int) -> int:
-        self.current_layer = layer_idx
-        return super().next_call(layer_idx)
-
-    def kernel_tiles(self, window: LayerWindow, shape: TileShape, device: torch.device) -> KernelTiles:
-        self.asked.append((self.current_layer, window, shape))
-        return super().kernel_tiles(window, shape, device)
+    def once(self, derive: Callable[[AttentionMetadata, *Arguments], Derived], *arguments: *Arguments) -> Derived:
+        if cast(object, derive) is make_block_map:
+            self.asked.append(arguments)
+        return super().once(derive, *arguments)
 
 
-@torch.no_grad()
-def compile_layers(backbone: PreTrainedModel, **options: Any) -> None:
+def compile_layers(backbone: PreTrainedModel, **options: Any) -> list[LayerCall]:
     """Gives every decoder layer a compiled forward for packed passes over a cached prefix; nothing is compiled yet.
 
     Args:
-        backbone: a native causal LM under the "decodner" attention.
+        backbone: a native causal LM under the "decodner" attention; layers that are compiled already are so anew.
         **options: handed to `torch.compile` (mode, backend, options, fullgraph).
 
+    Returns:
+        The layers' attention calls.
+
     Raises:
-        ValueError: no GPU or Triton, layers that are not one kernel call each, are compiled already or are spread over
-            devices.
+        ValueError: no GPU or Triton, layers that are not one kernel call each, or are spread over devices.
     """
     name = type(backbone).__name__
     layers = decoder_layers(backbone)
+    for layer in layers:
+        if isinstance(vars(layer).get("forward"), CompiledLayer):
+            del layer.forward
     if any("forward" in vars(layer) for layer in layers):
         raise ValueError(
-            f"the layers of this {name} are compiled already, or spread over several devices, which compiled layers "
-            "cannot be: compile once, and load the model onto one GPU."
+            f"the layers of this {name} are spread over several devices or wrapped by something else, which compiled "
+            "layers cannot be: load the model onto one GPU."
         )
-    calls = _attention_calls(backbone)
+    calls = attention_calls(backbone)
     if len(layers) != len(calls):
         raise ValueError(
             f"{name} has {len(layers)} layers with {len(calls)} attention calls that the kernel serves: compilation "
@@ -253,27 +219,29 @@ def compile_layers(backbone: PreTrainedModel, **options: Any) -> None:
     }
     for layer, call in zip(layers, calls, strict=True):
         layer.forward = CompiledLayer(layer, call, compiled[type(layer)])
+    return calls
 
 
-def _attention_calls(backbone: PreTrainedModel) -> list[LayerCall]:
-    """Runs a few tokens and returns the kernel calls that the layers made, in their order."""
+@torch.no_grad()
+def attention_calls(backbone: PreTrainedModel) -> list[LayerCall]:
+    """Runs a few tokens and returns the kernel calls that the layers made, in their order; none where some differ."""
     config = backbone.config.get_text_config(decoder=True)
     device = backbone.get_input_embeddings().weight.device
     cache = DualBufferCache()
-    plan = _RecordingPlan(
+    metadata = _RecordingMetadata(
         torch.arange(PROBE_TOKENS),
         torch.full((PROBE_TOKENS,), PROBE_TOKENS - 1, dtype=torch.int32),
         cache=cache,
         write=True,
         layer_windows=layer_windows(config),
     )
-    positions = plan.position_ids.to(device)
-    last_hidden_states(backbone, positions, positions, plan)
+    positions = metadata.position_ids.to(device)
+    last_hidden_states(backbone, positions, positions, metadata)
     cache.commit(PROBE_TOKENS)
-    if not HAS_KERNEL or any(count > 1 for count in plan.calls.values()):
+    if any(count > 1 for count in metadata.calls.values()) or len(metadata.asked) != len(metadata.calls):
         return []
     calls = []
-    for layer_idx, window, shape in plan.asked:
+    for layer_idx, (window, shape, _) in zip(metadata.calls, metadata.asked, strict=True):
         key, value = cache.read_prefix(layer_idx, 0)
         settings = kernel_config(key.dtype, key.shape[3], value.shape[3], key.device)
         config_fields = tuple(int(setting) for setting in astuple(settings))
@@ -281,5 +249,5 @@ def _attention_calls(backbone: PreTrainedModel) -> list[LayerCall]:
     return calls
 
 
-def _kind(key: torch.Tensor) -> tuple[Any, ...]:
+def _kind(key: torch.Tensor) -> tuple[int, int, torch.dtype, torch.device]:
     return key.shape[1], key.shape[3], key.dtype, key.device

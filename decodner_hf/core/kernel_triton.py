@@ -2,7 +2,7 @@
 # Triton kernels are a language of their own.
 """The GPU kernel for the attention of a token forest over a shared prefix: online softmax, forward only.
 
-In: pointers or tensor descriptors and the tables of `KernelTiles`. Out: attended values, written in place.
+In: pointers or tensor descriptors and the tables of `BlockMap`. Out: attended values, written in place.
 Online softmax: Milakov and Gimelshein, arXiv:1805.02867.
 Every query row meets its forest tiles, then the prefix, in one launch; tiles that all rows see whole carry no mask
 arithmetic. Knows nothing of torch; its launcher chooses tile sizes. Needs Triton.
@@ -101,7 +101,7 @@ def forest_attention_kernel(
     out_ptr,  # [N, H, HEAD_DIM_V], contiguous
     part_ptr,  # float32 [splits, N, H, HEAD_DIM_V], contiguous, where there are several splits
     lse_ptr,  # float32 [splits, N, H], likewise
-    tables_ptr,  # KernelTiles.tables
+    tables_ptr,  # BlockMap.tables
     stride_qh,
     stride_qn,
     stride_kh,

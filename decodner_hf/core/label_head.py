@@ -16,9 +16,9 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.generic import ModelOutput
 
-from .attention_metadata import ForestPlan
+from .attention_metadata import AttentionMetadata
 from .compatibility import input_device, packed_arguments
-from .transfers import upload
+from .transfers import copy_to_device
 
 UNLABELLED = -100  # the gold column of a span that carries no loss
 PROBE_TOKENS = 5
@@ -68,11 +68,11 @@ def last_hidden_states(
     backbone: PreTrainedModel,
     token_ids: torch.Tensor,
     position_ids: torch.Tensor,
-    plan: ForestPlan,
+    metadata: AttentionMetadata,
     **kwargs: Any,
 ) -> torch.Tensor:
     """Runs a packed pass: tokens [N] and positions [N] on the model's device -> hidden states [N, hidden size]."""
-    packed = packed_arguments(position_ids[None], plan)
+    packed = packed_arguments(position_ids[None], metadata)
     states: torch.Tensor = inner_decoder(backbone)(input_ids=token_ids[None], **packed, **kwargs).last_hidden_state
     return states[0]
 
@@ -127,7 +127,7 @@ def label_logits(
     backbone: PreTrainedModel,
     row_head: bool,
     token_ids: torch.Tensor,
-    plan: ForestPlan,
+    metadata: AttentionMetadata,
     span_nodes: torch.Tensor,
     symbols: torch.Tensor,
     span_prompts: torch.Tensor | None,
@@ -139,7 +139,7 @@ def label_logits(
         backbone: the decoder.
         row_head: whether `row_logits` equals its own head.
         token_ids: int64 [N].
-        plan: the pass.
+        metadata: the pass.
         span_nodes: int64 [S].
         symbols: int64 [Q, L], token ids of Q prompts' label symbols, shorter rows padded with -1.
         span_prompts: int64 [S] or [1, S], each span's row of `symbols`; None for the first.
@@ -150,14 +150,14 @@ def label_logits(
     """
     rows, columns = symbols.clamp(min=0).reshape(-1).unique(return_inverse=True)
     columns, absent = columns.reshape(symbols.shape), symbols < 0
-    token_ids, position_ids, span_nodes, rows, columns, absent = upload(
-        [token_ids, plan.position_ids, span_nodes, rows, columns, absent], input_device(backbone)
+    token_ids, position_ids, span_nodes, rows, columns, absent = copy_to_device(
+        [token_ids, metadata.position_ids, span_nodes, rows, columns, absent], input_device(backbone)
     )
     if row_head and has_plain_head(backbone):
-        states = last_hidden_states(backbone, token_ids, position_ids, plan, **kwargs)
+        states = last_hidden_states(backbone, token_ids, position_ids, metadata, **kwargs)
         logits = row_logits(backbone, states[span_nodes.to(states.device)], rows)
     else:
-        packed = packed_arguments(position_ids[None], plan)
+        packed = packed_arguments(position_ids[None], metadata)
         native = backbone(input_ids=token_ids[None], logits_to_keep=span_nodes, **packed, **kwargs).logits[0]
         logits = native[:, rows.to(native.device)]
     columns, absent = columns.to(logits.device), absent.to(logits.device, torch.bool)

@@ -19,7 +19,7 @@ from .compilation import without_gradients
 from .forest import rows_forest
 from .modeling import DecodNERForSpanClassification
 from .tokenization import check_texts, continuation_ids
-from .transfers import upload
+from .transfers import copy_to_device
 from .validation import is_count
 
 
@@ -70,9 +70,9 @@ class UniversalDecoder(DecodNERForSpanClassification):
                 f"position_ids must be the prefix length plus 0 .. span_len - 1 in each row, here "
                 f"{cache.prefix_length} .. {cache.prefix_length + length - 1}; leave them out to have them made."
             )
-        plan = self.plan_pass(forest.position_ids, forest.subtree_end, cache)
-        token_ids, positions = upload([token_ids, plan.position_ids], input_device(self.backbone))
-        arguments = packed_arguments(positions[None], plan)
+        metadata = self.pass_metadata(forest.position_ids, forest.subtree_end, cache)
+        token_ids, positions = copy_to_device([token_ids, metadata.position_ids], input_device(self.backbone))
+        arguments = packed_arguments(positions[None], metadata)
         logits: torch.Tensor = self.backbone(input_ids=token_ids[None], **arguments).logits  # [1, batch * span_len, V]
         return logits.reshape(batch, length, -1)
 

@@ -23,7 +23,7 @@ from .adapters import (
     set_adapter,
 )
 from .attention import ATTENTION_NAME
-from .attention_metadata import ForestPlan
+from .attention_metadata import AttentionMetadata
 from .cache import DualBufferCache
 from .checkpoints import BACKBONE, load_decoder, readable_errors, save_decoder
 from .compatibility import (
@@ -40,8 +40,7 @@ from .compilation import compile_model, without_gradients
 from .configuration import DecodNERConfig
 from .cuda_graphs import SpanPassGraphs
 from .forest import TokenForest, build_forest
-from .hub import upload as upload_folder
-from .hub import write_model_card
+from .hub import upload, write_model_card
 from .label_head import (
     SpanClassifierOutput,
     has_plain_head,
@@ -50,7 +49,7 @@ from .label_head import (
     row_head_equals_native,
     span_loss,
 )
-from .transfers import upload
+from .transfers import copy_to_device
 from .transformers_private import (
     LOADED_ATTRIBUTES,
     PIPELINE_KEYWORD,
@@ -74,7 +73,7 @@ class DecodNERForSpanClassification(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_attention_backend = True
-    _skip_keys_device_placement: ClassVar[list[str]] = ["forest_plan"]
+    _skip_keys_device_placement: ClassVar[list[str]] = ["forest_metadata"]
 
     def __init__(self, config: DecodNERConfig, backbone: PreTrainedModel | None = None) -> None:
         """Wraps `backbone`, whose attention must be "decodner" already, or a new random one by `config.text_config`.
@@ -225,7 +224,7 @@ class DecodNERForSpanClassification(PreTrainedModel):
             self.save_pretrained(directory, include_code=include_code)
             write_model_card(self.config, directory)
 
-        return upload_folder(save, repo_id, **kwargs)
+        return upload(save, repo_id, **kwargs)
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
         """Loads weights under this model's keys or the decoder's own."""
@@ -337,29 +336,33 @@ class DecodNERForSpanClassification(PreTrainedModel):
             raise ValueError("a packed pass needs input_ids, position_ids, subtree_end, span_nodes, symbol_token_ids.")
         kwargs.pop("use_cache", None)
         kwargs.pop("return_dict", None)
-        plan = self.plan_pass(position_ids.reshape(-1), subtree_end.reshape(-1), prefix_cache)
+        metadata = self.pass_metadata(position_ids.reshape(-1), subtree_end.reshape(-1), prefix_cache)
         symbols = symbol_token_ids.reshape(-1, symbol_token_ids.shape[-1])
         if symbols.shape[0] > 1 and span_prompts is None:
             raise ValueError(
                 f"{symbols.shape[0]} rows of symbol_token_ids were given: span_prompts must say whose is whose."
             )
-        logits = self._label_logits(input_ids.reshape(-1), plan, span_nodes.reshape(-1), symbols, span_prompts, kwargs)
+        logits = self._label_logits(
+            input_ids.reshape(-1), metadata, span_nodes.reshape(-1), symbols, span_prompts, kwargs
+        )
         loss = None
         if labels is not None:
             loss = span_loss(logits, labels.reshape(-1).to(logits.device), num_items_in_batch)
         return SpanClassifierOutput(loss=loss, logits=logits)
 
     def compile_forest(self, *, cuda_graph_nodes: int = 16384, **options: Any) -> None:
-        """Compiles the decoder's layers for passes without gradients over a cached prefix; call it once, when loaded.
+        """Compiles the decoder's layers for passes without gradients over a cached prefix; call it when loaded.
 
+        Call it again after the model was moved or cast, or its layers or adapters changed. A CUDA graph never runs
+        over weights that were replaced, and what was compiled for another dtype or device is not used.
         Takes some ten seconds for each kind of layer, now; no pass of any size compiles again. Span passes over up to
         4,096 prefix tokens run as CUDA graphs, where the decoder allows it: the second pass of each size (a multiple
         of 64 to 512 nodes) is captured and takes a few times as long, later ones cost the host next to nothing. Larger
         passes, which keep the device busy longer than the host needs to launch them, run without: beyond 3,500 nodes
         with 7 billion weights in the layers, all experts counted, 25,000 with one. See `SpanPassGraphs` for the memory
-        that graphs hold, and `WeightsWatch` for what changes of the model they notice.
+        that graphs hold, and `WeightsWatch` for what changes of the model they notice by themselves.
         Hooks of the decoder's modules do not run where a graph is replayed; under autocast none is.
-        Results stay within the dtype's rounding. A model that is moved or cast afterwards runs uncompiled.
+        Results stay within the dtype's rounding.
 
         Args:
             cuda_graph_nodes: nodes of the largest pass that gets a CUDA graph; 0 for none.
@@ -367,7 +370,7 @@ class DecodNERForSpanClassification(PreTrainedModel):
 
         Raises:
             ValueError: no GPU or no Triton, a model whose attention the fused kernel does not serve, or one that is
-                compiled already or spread over devices; fewer than 0 nodes.
+                spread over devices; fewer than 0 nodes.
         """
         compile_model(self, cuda_graph_nodes, **options)
 
@@ -399,9 +402,9 @@ class DecodNERForSpanClassification(PreTrainedModel):
         cache.check_fits(forest.num_nodes)
         if not cache.prefix_length:
             cache.claim(self.backbone)
-        plan = self.plan_pass(forest.position_ids, forest.subtree_end, cache, write=True)
-        checked, position_ids = upload([checked, plan.position_ids], input_device(self.backbone))
-        last_hidden_states(self.backbone, checked, position_ids, plan)
+        metadata = self.pass_metadata(forest.position_ids, forest.subtree_end, cache, write=True)
+        checked, position_ids = copy_to_device([checked, metadata.position_ids], input_device(self.backbone))
+        last_hidden_states(self.backbone, checked, position_ids, metadata)
         cache.commit(forest.num_nodes)
         return cache
 
@@ -430,23 +433,23 @@ class DecodNERForSpanClassification(PreTrainedModel):
         )
         if len(set(symbols.tolist())) != symbols.numel():
             raise ValueError(f"label token ids {symbols.tolist()} are not distinct: two labels would share a token.")
-        plan = self.plan_pass(forest.position_ids, forest.subtree_end, cache)
+        metadata = self.pass_metadata(forest.position_ids, forest.subtree_end, cache)
         return self._label_logits(
             check_token_ids(forest.token_ids.cpu(), self.vocabulary_size),
-            plan,
+            metadata,
             forest.span_nodes.cpu(),
             symbols[None],
             None,
             {},
         )
 
-    def plan_pass(
+    def pass_metadata(
         self,
         position_ids: torch.Tensor,
         subtree_end: torch.Tensor,
         cache: DualBufferCache | None,
         write: bool = False,
-    ) -> ForestPlan:
+    ) -> AttentionMetadata:
         """Returns what a packed pass asks of attention, checked against the model and the cache.
 
         Args:
@@ -459,7 +462,7 @@ class DecodNERForSpanClassification(PreTrainedModel):
             ValueError: structure, positions or cache do not fit this model.
         """
         prefix_length = cache.prefix_length if cache is not None else 0
-        plan = ForestPlan(
+        metadata = AttentionMetadata(
             position_ids=position_ids.cpu(),
             subtree_end=subtree_end.cpu(),
             prefix_length=prefix_length,
@@ -475,27 +478,29 @@ class DecodNERForSpanClassification(PreTrainedModel):
             )
         if cache is not None and not cache.belongs_to(self.backbone):
             raise ValueError("the cache holds a prefix of another model: encode the prefix with this model.")
-        check_structure(plan, self.position_limit, self.node_limit)
-        return plan
+        check_structure(metadata, self.position_limit, self.node_limit)
+        return metadata
 
     def _label_logits(
         self,
         token_ids: torch.Tensor,
-        plan: ForestPlan,
+        metadata: AttentionMetadata,
         span_nodes: torch.Tensor,
         symbols: torch.Tensor,
         span_prompts: torch.Tensor | None,
         kwargs: dict[str, Any],
     ) -> torch.Tensor:
         """[N], spans [S], symbols [Q, L] padded with -1 -> [S, L], by a CUDA graph where there is one for the pass."""
-        if token_ids.numel() != plan.position_ids.numel():
-            raise ValueError(f"{token_ids.numel()} tokens for {plan.position_ids.numel()} nodes: one each is needed.")
+        if token_ids.numel() != metadata.num_nodes:
+            raise ValueError(f"{token_ids.numel()} tokens for {metadata.num_nodes} nodes: one each is needed.")
         if span_nodes.device.type == "cpu" and span_nodes.numel():
             first, last = span_nodes.aminmax()
             if first < 0 or last >= token_ids.numel():
                 raise ValueError(f"span_nodes must lie in 0 .. {token_ids.numel() - 1}.")
         if self.graphs is not None and self.row_head and not kwargs and span_prompts is None:
-            replayed = self.graphs.logits(plan, token_ids, span_nodes, symbols)
+            replayed = self.graphs.logits(metadata, token_ids, span_nodes, symbols)
             if replayed is not None:
                 return replayed
-        return label_logits(self.backbone, self.row_head, token_ids, plan, span_nodes, symbols, span_prompts, **kwargs)
+        return label_logits(
+            self.backbone, self.row_head, token_ids, metadata, span_nodes, symbols, span_prompts, **kwargs
+        )

@@ -28,7 +28,7 @@ from .modeling import DecodNERForSpanClassification
 from .pipeline_io import PreparedDocument
 from .prompting import EncodedPrompt
 from .spans import EncodedDocument
-from .transfers import Download, is_out_of_memory
+from .transfers import HostCopy, is_out_of_memory
 from .weights import WeightsWatch
 
 LogitArray = NDArray[np.floating[Any]]  # float32, or float64 where the model or several prompts make it so
@@ -67,7 +67,7 @@ class _Run:
         num_columns: L + 1.
     """
 
-    pieces: list[tuple[IntArray, Download]]
+    pieces: list[tuple[IntArray, HostCopy]]
     cu_spans: IntArray
     num_columns: int
 
@@ -116,7 +116,7 @@ class DocumentScorer:
         budget = token_budget or default_budget(model)
         self.token_budget = min(budget, model.node_limit or budget)
         self._prefixes: OrderedDict[bytes, DualBufferCache] = OrderedDict()
-        self._watch = WeightsWatch(model.backbone, in_place=True)
+        self._watch = WeightsWatch(model.backbone)
         self._lock = RLock()  # prefixes are shared, and grow while a long document is scored
 
     def score(self, documents: Sequence[PreparedDocument]) -> list[ScoredDocument]:
@@ -203,7 +203,7 @@ class DocumentScorer:
 
     def _score_long(
         self, prompt: EncodedPrompt, window: EncodedDocument, cache: DualBufferCache
-    ) -> list[tuple[IntArray, Download]]:
+    ) -> list[tuple[IntArray, HostCopy]]:
         """Grows the prefix by the window, scores its spans in several passes, and takes the window off again."""
         before = cache.prefix_length
         try:
@@ -222,11 +222,11 @@ class DocumentScorer:
         cache: DualBufferCache,
         chains: Sequence[Sequence[int] | IntArray],
         paths: Sequence[SpanPaths],
-    ) -> Download:
+    ) -> HostCopy:
         forest = build_forest(
             chains, paths, first_position=cache.prefix_length, cue_token_ids=prompt.cue_token_ids.tolist()
         )
-        return Download(self.model.score_forest(forest, prompt.symbol_token_ids, cache))
+        return HostCopy(self.model.score_forest(forest, prompt.symbol_token_ids, cache))
 
 
 def default_budget(model: DecodNERForSpanClassification) -> int:

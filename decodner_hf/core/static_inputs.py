@@ -1,27 +1,32 @@
 """The memory that CUDA graphs of span passes read their inputs from, at addresses that never change.
 
-In: a pass's plan, tokens and label rows. Out: the same on the device, padded to a graph's size, in fixed memory:
-tokens, positions, block maps and a copy of the prefix. The host may be a few passes ahead of the device.
+In: a pass's metadata, tokens and label rows. Out: the same on the device, padded to a graph's size: tokens, positions,
+block maps and a copy of the prefix. The host may be a few passes ahead of the device.
 Knows nothing of graphs, labels or layers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar, TypeVarTuple
 
 import numpy as np
 import torch
 
 from .arrays import IndexArray
-from .attention_metadata import ForestPlan, LayerWindow, QueryBlock
-from .block_map import KernelTiles, TileShape, is_windowed, most_table_entries, tile_arrays
+from .attention_metadata import AttentionMetadata
+from .block_map import BlockMap, TileShape, block_map_arrays, make_block_map, most_table_entries
 from .cache import DualBufferCache
+from .layer_window import LayerWindow
 
 NODE_STEPS = ((512, 64), (4096, 128), (8192, 256), (2**31, 512))  # up to so many nodes, sizes are multiples of
 PREFIX_SIZES = (512, 4096)
 ROW_SIZES = (16, 64, 256)
 MOST_KEY_TILES = 2**18
 PASSES_IN_FLIGHT = 4  # how far the host may be ahead of the device
+
+BlockMapKind = tuple[LayerWindow, TileShape]
+Derived = TypeVar("Derived")
+Arguments = TypeVarTuple("Arguments")
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ def whole_nodes(nodes: int) -> int:
     return -(-nodes // step) * step
 
 
-class FixedTensor:
+class StaticTensor:
     """A flat tensor on the device, written from the host again and again without waiting for work in flight."""
 
     def __init__(self, count: int, dtype: torch.dtype, device: torch.device) -> None:
@@ -59,76 +64,84 @@ class FixedTensor:
         self._arrays = [staged.numpy() for staged in self._staged]
 
     def write(self, parts: Sequence[IndexArray], slot: int) -> None:
-        """Copies flat arrays to the front, one behind the other; of `slot`'s last use the device is done."""
+        """Copies flat arrays to the front, end to end; the device must be done with the last use of `slot`."""
         count = sum(map(len, parts))
         np.concatenate(parts, out=self._arrays[slot][:count])
         self.values[:count].copy_(self._staged[slot][:count], non_blocking=True)
 
 
-class FixedInputs:
+class StaticInputs:
     """The memory that all graphs read their inputs from.
 
     Attributes:
         nodes: int64; where a graph's size is N nodes, N positions, N tokens, then the rows of the head.
         prefix: a copy of the pass's prefix.
-        tables: by kind of layer, `KernelTiles.tables`.
+        tables: by kind of layer, `BlockMap.tables`.
     """
 
-    def __init__(self, most_nodes: int, device: torch.device) -> None:
-        """Takes memory for tokens, positions and rows; for the rest when a pass first asks for it."""
-        self.most_nodes, self.device = most_nodes, device
-        self.nodes = FixedTensor(2 * most_nodes + ROW_SIZES[-1], torch.int64, device)
+    def __init__(self, most_nodes: int, kinds: Collection[BlockMapKind], device: torch.device) -> None:
+        """Takes memory for tokens, positions, rows and block maps; for the prefix at the first pass."""
+        self.device = device
+        self.nodes = StaticTensor(2 * most_nodes + ROW_SIZES[-1], torch.int64, device)
         self.prefix = DualBufferCache(max_prefix_len=PREFIX_SIZES[-1])
-        self.tables: dict[tuple[LayerWindow, TileShape], FixedTensor] = {}
+        self.tables = {
+            (window, shape): StaticTensor(most_table_entries(most_nodes, shape) + MOST_KEY_TILES, torch.int32, device)
+            for window, shape in kinds
+        }
         self._held: tuple[torch.Tensor, int, int] | None = None  # which prefix `prefix` is a copy of
-        self._kinds: list[tuple[Any, ...]] = []  # of its keys and values, as all graphs read them
+        self._kept: list[tuple[int, int, torch.dtype, torch.device]] = []  # kinds of keys and values in `prefix`
         self._events = [torch.cuda.Event() for _ in range(PASSES_IN_FLIGHT)] if device.type == "cuda" else []
         self._slot = 0
 
-    def fill(self, plan: ForestPlan, token_ids: torch.Tensor, rows: torch.Tensor, size: PassSize) -> ForestPlan | None:
-        """Writes a pass's inputs; returns its plan, padded, or None where they do not fit.
+    def fill(self, metadata: AttentionMetadata, token_ids: torch.Tensor, rows: torch.Tensor, size: PassSize) -> bool:
+        """Writes a pass's inputs, padded to `size` with nodes that see nothing but the prefix and themselves.
 
-        A block map may be too large; a prefix may have other dtypes or sizes than the memory that graphs read it from.
+        Returns:
+            False where they do not fit: the block map may be too large; the prefix may have other dtypes or sizes than
+            the memory that graphs read it from.
         """
         nodes = token_ids.shape[0]
-        position_ids = np.full(size.nodes, plan.prefix_length, np.int64)
-        position_ids[:nodes] = plan.position_ids.numpy()
+        position_ids = np.full(size.nodes, metadata.prefix_length, np.int64)
+        position_ids[:nodes] = metadata.position_ids.numpy()
         subtree_end = np.arange(size.nodes, dtype=np.int32)
-        subtree_end[:nodes] = plan.subtree_end.numpy()
-        padded = ForestPlan(
-            position_ids=torch.from_numpy(position_ids),
-            subtree_end=torch.from_numpy(subtree_end),
-            prefix_length=plan.prefix_length,
-            layer_windows=plan.layer_windows,
+        subtree_end[:nodes] = metadata.subtree_end.numpy()
+        padded = AttentionMetadata(
+            torch.from_numpy(position_ids), torch.from_numpy(subtree_end), metadata.prefix_length
         )
         self._begin()
-        if not all(self.fill_tables(padded, *kind) for kind in self.tables):
-            return None
-        assert plan.cache is not None
-        if not self._copy_prefix(plan.cache):
-            return None
+        for kind, table in self.tables.items():
+            arrays = block_map_arrays(padded, *kind)
+            if len(arrays[-2]) + len(arrays[-1]) > MOST_KEY_TILES:
+                return False
+            table.write(arrays, self._slot)
+        assert metadata.cache is not None
+        if not self._copy_prefix(metadata.cache):
+            return False
         unused_nodes, unused_rows = (
             np.zeros(count, np.int64) for count in (size.nodes - nodes, size.rows - rows.shape[0])
         )
         self.nodes.write([position_ids, token_ids.numpy(), unused_nodes, rows.numpy(), unused_rows], self._slot)
-        return padded
-
-    def fill_tables(self, plan: ForestPlan, window: LayerWindow, shape: TileShape) -> bool:
-        """Writes the block map of a padded plan; False if it is too large."""
-        if (window, shape) not in self.tables:
-            most = most_table_entries(self.most_nodes, shape) + MOST_KEY_TILES
-            self.tables[window, shape] = FixedTensor(most, torch.int32, self.device)
-        positions, ends = plan.position_ids.numpy(), plan.subtree_end.numpy()
-        arrays = tile_arrays(positions, ends, plan.prefix_length, window, shape)
-        if len(arrays[-2]) + len(arrays[-1]) > MOST_KEY_TILES:
-            return False
-        self.tables[window, shape].write(arrays, self._slot)
         return True
 
     def end(self) -> None:
         """To be called once the pass is launched: from where the device is then, the inputs may be written again."""
         if self._events:
             self._events[self._slot].record()
+
+    def metadata(self, size: PassSize, layer_windows: Sequence[LayerWindow]) -> "StaticMetadata":
+        """What a pass of that size that reads these inputs tells its attention calls; made anew for each run."""
+        self.prefix.prefix_length = size.prefix
+        metadata = StaticMetadata(
+            position_ids=torch.empty(size.nodes, dtype=torch.int64),
+            subtree_end=torch.empty(size.nodes, dtype=torch.int32),
+            prefix_length=size.prefix,
+            cache=self.prefix,
+            layer_windows=layer_windows,
+        )
+        for (window, shape), table in self.tables.items():
+            block_map = BlockMap(table.values, window.is_limited, size.prefix)
+            metadata.derived[make_block_map, window, shape, self.device] = block_map
+        return metadata
 
     def _begin(self) -> None:
         before, self._slot = self._slot, (self._slot + 1) % PASSES_IN_FLIGHT
@@ -147,8 +160,8 @@ class FixedInputs:
         calls = [(layer_idx, call) for layer_idx, layer in enumerate(cache.layers) for call in range(len(layer.calls))]
         pairs = [cache.read_prefix(*call) for call in calls]
         kinds = [(kept.shape[1], kept.shape[3], kept.dtype, kept.device) for pair in pairs for kept in pair]
-        self._kinds = self._kinds or kinds
-        if kinds != self._kinds:
+        self._kept = self._kept or kinds
+        if kinds != self._kept:
             return False
         self._held = None  # until all of it is copied
         for (layer_idx, call), pair in zip(calls, pairs, strict=True):
@@ -157,30 +170,15 @@ class FixedInputs:
         return True
 
 
-@dataclass
-class FixedPlan(ForestPlan):
-    """The plan of a pass that runs on fixed inputs; `prefix_length` is the graph's size, not the prefix's length."""
+class StaticMetadata(AttentionMetadata):
+    """The metadata of a pass over static inputs; `prefix_length` is the graph's size, not the prefix's length."""
 
-    inputs: FixedInputs | None = None
-    source: ForestPlan | None = None
-
-    def kernel_tiles(self, window: LayerWindow, shape: TileShape, device: torch.device) -> KernelTiles:  # noqa: ARG002
-        """The block map at its fixed address; written for the first layer of each kind that asks for it."""
-        assert self.inputs is not None
-        assert self.source is not None
-        if (window, shape) not in self.inputs.tables and not self.inputs.fill_tables(self.source, window, shape):
-            raise NotFixedError(f"more than {MOST_KEY_TILES} key tiles")
-        return KernelTiles(
-            tables=self.inputs.tables[window, shape].values,
-            windowed=is_windowed(window),
-            prefix_length=self.prefix_length,
-            shape=shape,
-        )
-
-    def blocks(self, window: LayerWindow, device: torch.device) -> list[QueryBlock]:  # noqa: ARG002
-        """Torch's own attention has its masks from the host."""
-        raise NotFixedError("attention without the kernel")
+    def once(self, derive: Callable[[AttentionMetadata, *Arguments], Derived], *arguments: *Arguments) -> Derived:
+        """What is at hand; nothing else can be derived, for the structure of later passes is not known."""
+        if (derive, *arguments) not in self.derived:
+            raise NotStaticError("an attention call that does not read the block maps of the compiled layers")
+        return super().once(derive, *arguments)
 
 
-class NotFixedError(Exception):
-    """A pass that a graph cannot serve: its block map is too large, or its attention does not read one."""
+class NotStaticError(Exception):
+    """A pass that no graph can serve, because its attention reads more than static inputs."""

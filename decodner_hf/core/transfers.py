@@ -1,4 +1,4 @@
-"""Small tensors on their way to the device and back, without the host waiting for the work in flight there.
+"""Copies small tensors between host and device without the host waiting for the work in flight there.
 
 In: integer tensors on the CPU; or a result on the device. Out: the former on the device, all in one copy; the latter
 on the CPU once it is asked for. On a device other than a GPU both are plain copies. Tells a lack of memory there, too.
@@ -6,15 +6,14 @@ Knows nothing of what the tensors mean.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
-import numpy as np
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
-from numpy.typing import NDArray
+
+from .arrays import FloatingArray
 
 
-def upload(tensors: Sequence[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
+def copy_to_device(tensors: Sequence[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
     """Returns integer tensors of any shape as int64 on `device`; those on the CPU travel together.
 
     For a GPU they go through pinned memory: a plain copy would wait until the GPU has done all that came before.
@@ -33,8 +32,8 @@ def upload(tensors: Sequence[torch.Tensor], device: torch.device) -> list[torch.
     ]
 
 
-class Download:
-    """A float tensor that is being copied to the CPU; `array` waits for it."""
+class HostCopy:
+    """A float tensor on its way to the CPU; `array` waits for it."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
         """Starts the copy of `tensor`, half precision as float32, after the work that computes it."""
@@ -47,11 +46,11 @@ class Download:
             self._arrived = torch.cuda.Event()
             self._arrived.record(torch.cuda.current_stream(tensor.device))
 
-    def array(self) -> NDArray[np.floating[Any]]:
+    def array(self) -> FloatingArray:
         """The values, float32 (float64 if the tensor is) in the tensor's shape, in memory that stays valid."""
         if self._arrived is not None:
             self._arrived.synchronize()
-        values: NDArray[np.floating[Any]] = self._host.cpu().numpy()
+        values: FloatingArray = self._host.cpu().numpy()
         return values
 
 

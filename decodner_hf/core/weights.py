@@ -1,4 +1,4 @@
-"""Notices when a model's weights are changed, moved or replaced, or its adapters switched.
+"""Notices when a model's weights are replaced, moved or written, or its adapters switched.
 
 In: a model. Out: whether it is as it was when last asked. Cheap enough to be asked before every pass.
 Knows nothing of what depends on the weights.
@@ -6,10 +6,13 @@ Knows nothing of what depends on the weights.
 
 from collections.abc import Iterator
 from itertools import chain
+from operator import is_
 from typing import Any
 
 import torch
 from torch import nn
+
+WrittenState = tuple[list[int], list[tuple[object, ...]]]  # versions of parameters, settings of adapters
 
 
 def adapted_layers(model: nn.Module) -> list[Any]:
@@ -22,41 +25,48 @@ class WeightsWatch:
 
     What is written through `parameter.data` into the same memory leaves no trace that could be noticed. Buffers and
     plain attributes (a layer's scaling, say) are not looked at: decoders may write theirs in every pass.
-
-    Attributes:
-        in_place: whether a change of values in the same memory counts too.
     """
 
-    def __init__(self, model: nn.Module, *, in_place: bool = True) -> None:
+    def __init__(self, model: nn.Module) -> None:
         """Takes the model as it is now."""
-        self.model, self.in_place = model, in_place
+        self.model = model
+        self._state: WrittenState = ([], [])
         self._look()
 
-    def changed(self) -> bool:
-        """Whether anything changed since the last call, or since the watch was made."""
-        if self._state() == self._seen:
+    def replaced(self) -> bool:
+        """Whether a module or parameter was replaced or moved since the last call of either method."""
+        objects = list(_values(self._holders))
+        same = len(objects) == len(self._objects) and all(map(is_, objects, self._objects))
+        if same and list(map(torch.Tensor.data_ptr, self._plain)) == self._memory:
             return False
         self._look()
         return True
 
+    def changed(self) -> bool:
+        """Whether that, or parameters were written in place, or adapters switched."""
+        if self.replaced():
+            return True
+        state = self._read_state()
+        changed, self._state = state != self._state, state
+        return changed
+
     def _look(self) -> None:
         modules = list(self.model.modules())
-        self._children = [module._modules for module in modules if module._modules]
-        self._parameters = [module._parameters for module in modules if module._parameters]
+        self._holders = [held for module in modules for held in (module._modules, module._parameters) if held]
+        self._objects = list(_values(self._holders))
+        self._parameters = [held for held in self._objects if isinstance(held, nn.Parameter)]
+        self._plain = [parameter for parameter in self._parameters if type(parameter) is nn.Parameter]
+        self._memory = list(map(torch.Tensor.data_ptr, self._plain))
         self._adapted = adapted_layers(self.model)
-        self._seen = self._state()
+        self._state = self._read_state()
 
-    def _state(self) -> tuple[Any, ...]:
-        children = list(map(id, _values(self._children)))
-        parameters = [parameter for parameter in _values(self._parameters) if parameter is not None]
-        plain = [parameter for parameter in parameters if type(parameter) is nn.Parameter]
-        memory = list(map(torch.Tensor.data_ptr, plain))
-        written = self.in_place and [0 if parameter.is_inference() else parameter._version for parameter in parameters]
-        adapters = [
+    def _read_state(self) -> WrittenState:
+        written = [0 if parameter.is_inference() else parameter._version for parameter in self._parameters]
+        adapters: list[tuple[object, ...]] = [
             (tuple(layer.active_adapters), layer.disable_adapters, str(getattr(layer, "scaling", None)))
             for layer in self._adapted
         ]
-        return children, list(map(id, parameters)), memory, written, adapters
+        return written, adapters
 
 
 def _values(held: list[dict[str, Any]]) -> Iterator[Any]:

@@ -13,6 +13,7 @@ import platform
 from collections.abc import Callable
 from dataclasses import astuple, dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,10 +22,11 @@ import triton
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-from decodner_hf.core.attention import forest_attention, forest_attention_reference
-from decodner_hf.core.attention_metadata import ForestPlan, LayerWindow
+from decodner_hf.core.attention_metadata import AttentionMetadata
+from decodner_hf.core.attention_torch import forest_attention, forest_attention_reference
 from decodner_hf.core.attention_triton import KernelConfig, forest_attention_triton, kernel_config
 from decodner_hf.core.forest import SpanPaths, build_forest
+from decodner_hf.core.layer_window import LayerWindow
 
 VOCABULARY = 128_000
 SECOND_TOKEN = 0.3  # share of words with two tokens: 1.3 tokens a word
@@ -41,7 +43,12 @@ class Problem:
     key: torch.Tensor
     value: torch.Tensor
     prefix: tuple[torch.Tensor, torch.Tensor] | None
-    plan: ForestPlan
+    metadata: AttentionMetadata
+
+    @property
+    def inputs(self) -> tuple[Any, ...]:
+        """The arguments of every forest attention."""
+        return self.query, self.key, self.value, self.prefix, self.metadata, FULL_WINDOW, self.scaling
 
     @property
     def scaling(self) -> float:
@@ -53,10 +60,10 @@ class Problem:
         """Floating-point operations of the visible pairs: all of them, those with the prefix."""
         _, heads, nodes, head_size = self.query.shape
         pair = 4 * heads * head_size
-        return pair * int((self.plan.position_ids + 1).sum()), pair * nodes * self.plan.prefix_length
+        return pair * int((self.metadata.position_ids + 1).sum()), pair * nodes * self.metadata.prefix_length
 
 
-def span_plan(nodes: int, prefix_length: int, width: int, seed: int = 0) -> ForestPlan:
+def span_metadata(nodes: int, prefix_length: int, width: int, seed: int = 0) -> AttentionMetadata:
     """Returns the first `nodes` nodes of the span trees of a random document, all spans of at most `width` words."""
     random = np.random.default_rng(seed)
     words = nodes // (width // 2) + width + 1
@@ -69,19 +76,19 @@ def span_plan(nodes: int, prefix_length: int, width: int, seed: int = 0) -> Fore
     whole = SpanPaths(np.concatenate(paths), np.concatenate([[0], np.cumsum(sizes)]), np.arange(words), sizes)
     forest = build_forest([[]], [whole], first_position=prefix_length)
     subtree_end = forest.subtree_end[:nodes].clamp(max=nodes - 1)
-    return ForestPlan(forest.position_ids[:nodes], subtree_end, prefix_length=prefix_length)
+    return AttentionMetadata(forest.position_ids[:nodes], subtree_end, prefix_length=prefix_length)
 
 
-def chain_plan(nodes: int, prefix_length: int) -> ForestPlan:
+def chain_metadata(nodes: int, prefix_length: int) -> AttentionMetadata:
     """One document of `nodes` tokens, as when a prefix is encoded."""
     forest = build_forest([np.arange(nodes)], first_position=prefix_length)
-    return ForestPlan(forest.position_ids, forest.subtree_end, prefix_length=prefix_length)
+    return AttentionMetadata(forest.position_ids, forest.subtree_end, prefix_length=prefix_length)
 
 
-def make_problem(plan: ForestPlan, heads: tuple[int, int], head_size: int, dtype: torch.dtype) -> Problem:
+def make_problem(metadata: AttentionMetadata, heads: tuple[int, int], head_size: int, dtype: torch.dtype) -> Problem:
     """Random inputs, laid out as a model's: heads inside nodes, the prefix in a longer buffer."""
     generator = torch.Generator("cuda").manual_seed(0)
-    nodes, capacity = len(plan.subtree_end), plan.prefix_length + 64
+    nodes, capacity = len(metadata.subtree_end), metadata.prefix_length + 64
 
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator, device="cuda", dtype=torch.float32).to(dtype)
@@ -89,20 +96,18 @@ def make_problem(plan: ForestPlan, heads: tuple[int, int], head_size: int, dtype
     query, key, value = (
         normal(1, nodes, count, head_size).transpose(1, 2) for count in (heads[0], heads[1], heads[1])
     )
-    kept = [normal(1, heads[1], capacity, head_size)[:, :, : plan.prefix_length] for _ in range(2)]
-    return Problem(query, key, value, (kept[0], kept[1]) if plan.prefix_length else None, plan)
+    kept = [normal(1, heads[1], capacity, head_size)[:, :, : metadata.prefix_length] for _ in range(2)]
+    return Problem(query, key, value, (kept[0], kept[1]) if metadata.prefix_length else None, metadata)
 
 
 def kernel_method(problem: Problem, config: KernelConfig | None = None) -> Method:
     """Runs the fused kernel, in the table's configuration if none is given."""
-    inputs = (problem.query, problem.key, problem.value, problem.prefix, problem.plan, FULL_WINDOW, problem.scaling)
-    return partial(forest_attention_triton, *inputs, config=config)
+    return partial(forest_attention_triton, *problem.inputs, config=config)
 
 
 def blocks_method(problem: Problem) -> Method:
     """Runs the torch path, block by block."""
-    inputs = (problem.query, problem.key, problem.value, problem.prefix, problem.plan, FULL_WINDOW, problem.scaling)
-    return partial(forest_attention, *inputs)
+    return partial(forest_attention, *problem.inputs)
 
 
 def flash_prefix_method(problem: Problem) -> Method:
@@ -119,8 +124,8 @@ def flash_prefix_method(problem: Problem) -> Method:
 
 def flex_method(problem: Problem, dynamic: bool = False) -> Method:
     """Compiled FlexAttention over prefix and nodes in one key tensor."""
-    prefix_length, nodes = problem.plan.prefix_length, problem.query.shape[2]
-    first, subtree_end = torch.tensor(prefix_length, device="cuda"), problem.plan.subtree_end.cuda()
+    prefix_length, nodes = problem.metadata.prefix_length, problem.query.shape[2]
+    first, subtree_end = torch.tensor(prefix_length, device="cuda"), problem.metadata.subtree_end.cuda()
 
     def visible(batch: torch.Tensor, head: torch.Tensor, row: torch.Tensor, column: torch.Tensor) -> torch.Tensor:  # noqa: ARG001
         node = column - first
@@ -161,7 +166,7 @@ def check(problem: Problem, config: KernelConfig | None) -> dict[str, float]:
         prefix = problem.prefix and tuple(part[:, head : head + 1].double() for part in problem.prefix)
         inputs = (problem.query[:, rows], problem.key[:, head : head + 1], problem.value[:, head : head + 1])
         exact = forest_attention_reference(
-            *(tensor.double() for tensor in inputs), prefix, problem.plan, FULL_WINDOW, problem.scaling
+            *(tensor.double() for tensor in inputs), prefix, problem.metadata, FULL_WINDOW, problem.scaling
         )
         for name, found in (("kernel", fused), ("blocks", blocks)):
             errors[name].append((found[:, :, rows].double() - exact).abs().max())
@@ -186,7 +191,7 @@ def measure(problem: Problem, name: str, config: KernelConfig | None) -> dict[st
     line: dict[str, object] = {
         "method": name,
         "nodes": nodes,
-        "prefix": problem.plan.prefix_length,
+        "prefix": problem.metadata.prefix_length,
         "heads": heads,
         "kv_heads": problem.key.shape[1],
         "head_size": head_size,
@@ -235,7 +240,7 @@ def _run(problem: Problem, arguments: argparse.Namespace) -> list[dict[str, obje
             continue
         for config in arguments.config if name == "kernel" else [None]:
             line = measure(problem, name, config)
-            pairs = len(problem.plan.subtree_end) * (len(problem.plan.subtree_end) + problem.plan.prefix_length)
+            pairs = problem.metadata.num_nodes * (problem.metadata.num_nodes + problem.metadata.prefix_length)
             if name == "kernel" and arguments.check and pairs <= CHECKED_PAIRS:
                 line["errors"] = check(problem, config)
             print("  ".join(f"{field}={entry}" for field, entry in line.items()), flush=True)
@@ -257,9 +262,11 @@ def main() -> None:
     for head_size in arguments.head_size:
         for prefix_length in arguments.prefix:
             for nodes in arguments.nodes:
-                spans = arguments.forest == "spans"
-                plan = span_plan(nodes, prefix_length, arguments.width) if spans else chain_plan(nodes, prefix_length)
-                problem = make_problem(plan, tuple(arguments.heads), head_size, getattr(torch, arguments.dtype))
+                if arguments.forest == "spans":
+                    metadata = span_metadata(nodes, prefix_length, arguments.width)
+                else:
+                    metadata = chain_metadata(nodes, prefix_length)
+                problem = make_problem(metadata, tuple(arguments.heads), head_size, getattr(torch, arguments.dtype))
                 lines.extend(_run(problem, arguments))
     print(json.dumps({**setting, "forest": arguments.forest, "measurements": lines}))
 

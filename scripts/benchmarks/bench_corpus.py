@@ -221,16 +221,16 @@ class Bench:
     def _count_nodes(self) -> Callable[[], int]:
         """From now on counts the nodes of all passes, prefixes included."""
         model, counts = self.pipe.model, [0]
-        plan = type(model).plan_pass
+        plan = type(model).pass_metadata
 
         def counting(position_ids: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
             counts[0] += position_ids.numel()
             return plan(model, position_ids, *args, **kwargs)
 
-        model.plan_pass = counting
+        model.pass_metadata = counting
 
         def stop() -> int:
-            del model.plan_pass
+            del model.pass_metadata
             return counts[0]
 
         return stop

@@ -5,10 +5,13 @@ import torch
 from architectures import tiny_config, tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from window_rule import visible
 
 from decodner_hf import DualBufferCache, SpanPaths, build_forest
-from decodner_hf.core.attention import NOT_PASSED, decodner_attention, forest_attention, forest_attention_reference
-from decodner_hf.core.attention_metadata import BLOCK_ROWS, ForestPlan, LayerWindow
+from decodner_hf.core.attention import NOT_PASSED, decodner_attention
+from decodner_hf.core.attention_metadata import AttentionMetadata
+from decodner_hf.core.attention_torch import BLOCK_ROWS, forest_attention, forest_attention_reference, query_blocks
+from decodner_hf.core.layer_window import LayerWindow
 
 WINDOWS = {"full": LayerWindow(), "sliding": LayerWindow(sliding=5), "chunked": LayerWindow(chunk=4)}
 EXTRAS = {"plain": {}, "softcap": {"softcap": 1.5}, "sinks": {"sinks": torch.tensor([0.5, -1.0, 2.0, 0.0])}}
@@ -41,15 +44,15 @@ def tensors(nodes, prefix, dtype=torch.float32, seed=0, as_float64=False):
     return query, key, value, cached
 
 
-def by_loops(query, key, value, cached, plan, window, scaling, softcap=None, sinks=None):
+def by_loops(query, key, value, cached, metadata, window, scaling, softcap=None, sinks=None):
     """Every node's attention written out by itself."""
     rows = []
-    positions = plan.position_ids.tolist()
+    positions = metadata.position_ids.tolist()
     for node, position in enumerate(positions):
-        line = [j for j in range(node + 1) if node <= int(plan.subtree_end[j])]
-        line = [j for j in line if bool(window.visible(torch.tensor([position]), torch.tensor([positions[j]])))]
-        seen = torch.arange(plan.prefix_length)
-        seen = seen[window.visible(torch.tensor([position]), seen)[0]]
+        line = [j for j in range(node + 1) if node <= int(metadata.subtree_end[j])]
+        line = [j for j in line if bool(visible(window, torch.tensor([position]), torch.tensor([positions[j]])))]
+        seen = torch.arange(metadata.prefix_length)
+        seen = seen[visible(window, torch.tensor([position]), seen)[0]]
         keys, values = key[0][:, line], value[0][:, line]
         if cached is not None:
             keys = torch.cat([cached[0][0][:, seen], keys], dim=1)
@@ -65,13 +68,13 @@ def by_loops(query, key, value, cached, plan, window, scaling, softcap=None, sin
     return torch.stack(rows)[None]
 
 
-def eager_in_its_dtype(query, key, value, cached, plan, window, scaling, softcap=None, sinks=None):
+def eager_in_its_dtype(query, key, value, cached, metadata, window, scaling, softcap=None, sinks=None):
     """As models' eager attention computes: every product rounded to the tensors' dtype, the softmax in float32."""
     nodes = torch.arange(query.shape[2])
-    positions = torch.cat([torch.arange(plan.prefix_length), plan.position_ids])
-    tree = (nodes[None, :] <= nodes[:, None]) & (nodes[:, None] <= plan.subtree_end[None, :])
-    mask = torch.cat([torch.ones(len(nodes), plan.prefix_length, dtype=torch.bool), tree], dim=1)
-    mask &= window.visible(plan.position_ids, positions)
+    positions = torch.cat([torch.arange(metadata.prefix_length), metadata.position_ids])
+    tree = (nodes[None, :] <= nodes[:, None]) & (nodes[:, None] <= metadata.subtree_end[None, :])
+    mask = torch.cat([torch.ones(len(nodes), metadata.prefix_length, dtype=torch.bool), tree], dim=1)
+    mask &= visible(window, metadata.position_ids, positions)
     if cached is not None:
         key, value = torch.cat([cached[0], key], dim=2), torch.cat([cached[1], value], dim=2)
     logits = query @ key.repeat_interleave(2, dim=1).transpose(2, 3) * scaling
@@ -84,8 +87,8 @@ def eager_in_its_dtype(query, key, value, cached, plan, window, scaling, softcap
     return (weights @ value.repeat_interleave(2, dim=1)).transpose(1, 2)
 
 
-def planned(forest, prefix):
-    return ForestPlan(forest.position_ids, forest.subtree_end, prefix_length=prefix)
+def metadata_of(forest, prefix):
+    return AttentionMetadata(forest.position_ids, forest.subtree_end, prefix_length=prefix)
 
 
 @pytest.mark.parametrize("extra", EXTRAS.values(), ids=EXTRAS.keys())
@@ -93,10 +96,10 @@ def planned(forest, prefix):
 def test_reference_is_what_the_rule_says(window, extra):
     forest = random_forest(40, 7)
     arguments = tensors(forest.num_nodes, 7, torch.float64)
-    plan = planned(forest, 7)
-    expected = by_loops(*arguments, plan, window, 0.4, **extra)
+    metadata = metadata_of(forest, 7)
+    expected = by_loops(*arguments, metadata, window, 0.4, **extra)
     torch.testing.assert_close(
-        forest_attention_reference(*arguments, plan, window, 0.4, **extra), expected, rtol=0, atol=1e-12
+        forest_attention_reference(*arguments, metadata, window, 0.4, **extra), expected, rtol=0, atol=1e-12
     )
 
 
@@ -108,11 +111,11 @@ def test_blocks_equal_the_reference(dtype, nodes, prefix, window, extra, monkeyp
     monkeypatch.setitem(BLOCK_ROWS, "cpu", 64)  # so that a pass has several blocks
     forest = random_forest(nodes, prefix)
     arguments = tensors(forest.num_nodes, prefix, dtype)
-    plan = planned(forest, prefix)
-    own = forest_attention(*arguments, plan, window, 0.4, **extra)
+    metadata = metadata_of(forest, prefix)
+    own = forest_attention(*arguments, metadata, window, 0.4, **extra)
     exact = tensors(forest.num_nodes, prefix, dtype, as_float64=True)
-    reference = forest_attention_reference(*exact, plan, window, 0.4, **extra)
-    same_dtype = eager_in_its_dtype(*arguments, plan, window, 0.4, **extra)
+    reference = forest_attention_reference(*exact, metadata, window, 0.4, **extra)
+    same_dtype = eager_in_its_dtype(*arguments, metadata, window, 0.4, **extra)
     assert own.shape == (1, forest.num_nodes, 4, 6)
     allowed = 2 * float((same_dtype.double() - reference).abs().max()) + 1e-6
     assert float((own.double() - reference).abs().max()) <= allowed
@@ -129,23 +132,23 @@ def test_blocks_equal_the_reference(dtype, nodes, prefix, window, extra, monkeyp
 def test_blocks_equal_the_reference_under_any_window(nodes, prefix, seed, sliding, chunk):
     forest = random_forest(nodes, prefix, seed)
     arguments = tensors(forest.num_nodes, prefix, torch.float64, seed)
-    window, plan = LayerWindow(sliding, chunk), planned(forest, prefix)
-    reference = forest_attention_reference(*arguments, plan, window, 0.4)
-    torch.testing.assert_close(forest_attention(*arguments, plan, window, 0.4), reference, rtol=0, atol=1e-12)
+    window, metadata = LayerWindow(sliding, chunk), metadata_of(forest, prefix)
+    reference = forest_attention_reference(*arguments, metadata, window, 0.4)
+    torch.testing.assert_close(forest_attention(*arguments, metadata, window, 0.4), reference, rtol=0, atol=1e-12)
 
 
 def test_blocks_meet_only_what_they_can_see(monkeypatch):
     monkeypatch.setitem(BLOCK_ROWS, "cpu", 16)
-    plan = planned(random_forest(400, 30), 30)
-    blocks = plan.blocks(LayerWindow(sliding=4), torch.device("cpu"))
+    metadata = metadata_of(random_forest(400, 30), 30)
+    blocks = metadata.once(query_blocks, LayerWindow(sliding=4), torch.device("cpu"))
     assert max(len(block.key_nodes) for block in blocks) < 60
     assert min(block.prefix_start for block in blocks) == 27
-    assert plan.blocks(LayerWindow(sliding=4), torch.device("cpu")) is blocks
+    assert metadata.once(query_blocks, LayerWindow(sliding=4), torch.device("cpu")) is blocks
 
 
 def test_a_pass_without_nodes_attends_to_nothing():
-    plan = ForestPlan(torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int32))
-    assert forest_attention(*tensors(0, 0), plan, LayerWindow(), 0.4).shape == (1, 0, 4, 6)
+    metadata = AttentionMetadata(torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int32))
+    assert forest_attention(*tensors(0, 0), metadata, LayerWindow(), 0.4).shape == (1, 0, 4, 6)
 
 
 def attend(module=None, **options):
@@ -153,23 +156,26 @@ def attend(module=None, **options):
     return decodner_attention(module or SimpleNamespace(layer_idx=0), query, key, value, None, 0.4, **options)[0]
 
 
-def chain_plan(**options):
-    return ForestPlan(torch.arange(4), torch.full((4,), 3, dtype=torch.int32), **options)
+def chain_metadata(**options):
+    return AttentionMetadata(torch.arange(4), torch.full((4,), 3, dtype=torch.int32), **options)
 
 
 def expected_with(window):
-    return forest_attention_reference(*tensors(4, 0), chain_plan(), window, 0.4)
+    return forest_attention_reference(*tensors(4, 0), chain_metadata(), window, 0.4)
 
 
 def test_the_window_comes_from_the_call_then_the_module_then_the_configuration():
-    table = chain_plan(layer_windows=[LayerWindow(sliding=3)])
+    table = chain_metadata(layer_windows=[LayerWindow(sliding=3)])
     own = SimpleNamespace(layer_idx=0, sliding_window=2)
     cases = [
-        (attend(own, forest_plan=table, sliding_window=1), LayerWindow(sliding=1)),
-        (attend(own, forest_plan=table, sliding_window=None), LayerWindow()),
-        (attend(own, forest_plan=table, sliding_window=NOT_PASSED), LayerWindow(sliding=2)),
-        (attend(forest_plan=table), LayerWindow(sliding=3)),
-        (attend(forest_plan=chain_plan(layer_windows=[LayerWindow(chunk=2)]), sliding_window=1), LayerWindow(chunk=2)),
+        (attend(own, forest_metadata=table, sliding_window=1), LayerWindow(sliding=1)),
+        (attend(own, forest_metadata=table, sliding_window=None), LayerWindow()),
+        (attend(own, forest_metadata=table, sliding_window=NOT_PASSED), LayerWindow(sliding=2)),
+        (attend(forest_metadata=table), LayerWindow(sliding=3)),
+        (
+            attend(forest_metadata=chain_metadata(layer_windows=[LayerWindow(chunk=2)]), sliding_window=1),
+            LayerWindow(chunk=2),
+        ),
     ]
     for attended, window in cases:
         torch.testing.assert_close(attended, expected_with(window), rtol=0, atol=1e-5)
@@ -178,7 +184,7 @@ def test_the_window_comes_from_the_call_then_the_module_then_the_configuration()
 def test_bias_and_sparsity_of_the_models_own_are_refused():
     for name in ("position_bias", "block_indices"):
         with pytest.raises(ValueError, match="its own bias or sparsity"):
-            attend(forest_plan=chain_plan(), **{name: torch.zeros(1)})
+            attend(forest_metadata=chain_metadata(), **{name: torch.zeros(1)})
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["other dtype", "other heads"])
@@ -188,11 +194,11 @@ def test_a_cached_prefix_of_another_kind_is_refused(dtype):
     cache.write_prefix(0, 0, torch.zeros(1, heads, 2, 8, dtype=dtype), torch.zeros(1, heads, 2, 6, dtype=dtype))
     cache.commit(2)
     with pytest.raises(ValueError, match="encode the prefix again with this model"):
-        attend(forest_plan=chain_plan(cache=cache, prefix_length=2))
+        attend(forest_metadata=chain_metadata(cache=cache, prefix_length=2))
 
 
 @pytest.mark.parametrize("model_type", ["llama", "mistral", "gemma2", "gpt_oss", "gpt2", "cohere2"])
-def test_without_a_plan_it_is_the_models_ordinary_attention(model_type):
+def test_without_metadata_it_is_the_models_ordinary_attention(model_type):
     native = tiny_model(tiny_config(model_type))
     input_ids = torch.randint(3, 64, (2, 12), generator=torch.Generator().manual_seed(0))
     padding = torch.ones(2, 12, dtype=torch.int64)

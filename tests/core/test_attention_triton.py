@@ -12,9 +12,10 @@ import torch
 from transformers import AttentionInterface
 
 from decodner_hf.core import attention
-from decodner_hf.core.attention import forest_attention, forest_attention_reference
-from decodner_hf.core.attention_metadata import ForestPlan, LayerWindow
+from decodner_hf.core.attention_metadata import AttentionMetadata
+from decodner_hf.core.attention_torch import forest_attention, forest_attention_reference
 from decodner_hf.core.forest import SpanPaths, build_forest
+from decodner_hf.core.layer_window import LayerWindow
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("needs Triton", allow_module_level=True)
@@ -49,7 +50,7 @@ class Layer:
     sinks: bool = False
     strength: float = 1.0
 
-    def plan(self, random):
+    def metadata(self, random):
         """The first `nodes` nodes of random documents with span trees."""
         chains, paths, size = [], [], 0
         while size < self.nodes:
@@ -59,7 +60,7 @@ class Layer:
             size += len(chains[-1]) + len({tuple(span[:end]) for span in spans for end in range(1, len(span) + 1)})
         forest = build_forest(chains, paths, first_position=self.prefix)
         ends = forest.subtree_end[: self.nodes].clamp(max=self.nodes - 1)
-        return ForestPlan(forest.position_ids[: self.nodes], ends, prefix_length=self.prefix)
+        return AttentionMetadata(forest.position_ids[: self.nodes], ends, prefix_length=self.prefix)
 
     def inputs(self, random, dtype, device):
         """Heads inside nodes as models lay them out; the prefix a view of a buffer that holds NaN behind it."""
@@ -116,9 +117,9 @@ def nan_memory():
 
 def check_layer(layer, dtype, device="cpu", config=None, seed=0):
     random = np.random.default_rng(seed)
-    plan = layer.plan(random)
+    metadata = layer.metadata(random)
     query, key, value, prefix, sinks = layer.inputs(random, dtype, device)
-    rest = (plan, layer.window, layer.key_size**-0.5, layer.softcap)
+    rest = (metadata, layer.window, layer.key_size**-0.5, layer.softcap)
     found = forest_attention_triton(query, key, value, prefix, *rest, sinks, config=config)
     assert found.shape == (1, layer.nodes, layer.heads, layer.value_size)
     assert found.dtype == dtype
@@ -183,22 +184,24 @@ def test_interpreted_kernel_at_the_edges_of_tiles(nodes, config):
 def test_interpreted_kernel_of_an_empty_forest_is_empty():
     empty = Layer(nodes=0)
     query, key, value, prefix, _ = empty.inputs(np.random.default_rng(0), torch.float32, "cpu")
-    plan = ForestPlan(torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int32), prefix_length=37)
-    assert forest_attention_triton(query, key, value, prefix, plan, LayerWindow(), 1.0).shape == (1, 0, 4, 16)
+    metadata = AttentionMetadata(
+        torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int32), prefix_length=37
+    )
+    assert forest_attention_triton(query, key, value, prefix, metadata, LayerWindow(), 1.0).shape == (1, 0, 4, 16)
 
 
 @interpreter
 def test_interpreted_kernel_takes_an_empty_prefix_as_none():
     layer = LAYERS["no_prefix"]
     query, key, value, _, _ = layer.inputs(np.random.default_rng(0), torch.float32, "cpu")
-    inputs = (layer.plan(np.random.default_rng(0)), layer.window, 0.25, None, None, SMALL_TMA)
+    inputs = (layer.metadata(np.random.default_rng(0)), layer.window, 0.25, None, None, SMALL_TMA)
     empty = forest_attention_triton(query, key, value, (key[:, :, :0], value[:, :, :0]), *inputs)
     torch.testing.assert_close(empty, forest_attention_triton(query, key, value, None, *inputs), rtol=0, atol=0)
 
 
 def operator_arguments(layer, config, dtype=torch.float32):
     random = np.random.default_rng(0)
-    plan = layer.plan(random)
+    metadata = layer.metadata(random)
     query, key, value, prefix, sinks = layer.inputs(random, dtype, "cpu")
     captured = []
     operator = torch.ops.decodner.forest_attention
@@ -210,7 +213,7 @@ def operator_arguments(layer, config, dtype=torch.float32):
             return function(*args, **(kwargs or {}))
 
     with Capture():
-        forest_attention_triton(query, key, value, prefix, plan, layer.window, 0.25, layer.softcap, sinks, config)
+        forest_attention_triton(query, key, value, prefix, metadata, layer.window, 0.25, layer.softcap, sinks, config)
     return captured[0]
 
 
@@ -238,12 +241,12 @@ def test_the_table_says_how_long_the_prefix_is_whatever_the_buffer_holds_behind_
 def test_kernel_compiles_into_one_graph():
     layer = Layer(nodes=20, prefix=5)
     random = np.random.default_rng(0)
-    plan = layer.plan(random)
+    metadata = layer.metadata(random)
     query, key, value, prefix, _ = layer.inputs(random, torch.float32, "cpu")
 
     def two_layers(query, key, value):
         for _ in range(2):
-            attended = forest_attention_triton(query, key, value, prefix, plan, layer.window, 0.25, config=SMALL)
+            attended = forest_attention_triton(query, key, value, prefix, metadata, layer.window, 0.25, config=SMALL)
             query = query + attended.transpose(1, 2)
         return query
 
@@ -256,15 +259,18 @@ def test_kernel_compiles_into_one_graph():
 def test_a_second_copy_of_the_kernel_s_file_serves_beside_the_first(tmp_path, monkeypatch):
     package = tmp_path / "copied"
     package.mkdir()
-    for name in ("arrays.py", "block_map.py", "kernel_triton.py", "attention_triton.py"):
+    for name in (
+        *("arrays.py", "layer_window.py", "cache.py", "attention_metadata.py", "block_map.py"),
+        *("kernel_triton.py", "attention_triton.py"),
+    ):
         shutil.copy(Path(attention.__file__).parent / name, package)
     monkeypatch.syspath_prepend(str(tmp_path))
     copied = importlib.import_module("copied.attention_triton")
     layer = LAYERS["plain"]
     random = np.random.default_rng(0)
-    plan = layer.plan(random)
+    metadata = layer.metadata(random)
     query, key, value, prefix, _ = layer.inputs(random, torch.float32, "cpu")
-    inputs = (query, key, value, prefix, plan, layer.window, 0.25)
+    inputs = (query, key, value, prefix, metadata, layer.window, 0.25)
     first = forest_attention_triton(*inputs, config=SMALL)
     second = copied.forest_attention_triton(*inputs, config=copied.KernelConfig(*vars(SMALL).values()))
     torch.testing.assert_close(first, second, rtol=0, atol=0)
@@ -282,11 +288,11 @@ def test_package_imports_without_triton(monkeypatch):
         AttentionInterface.register(attention.ATTENTION_NAME, attention.decodner_attention)
 
 
-def test_a_prefix_of_another_length_than_the_plan_s_is_refused():
+def test_a_prefix_of_another_length_than_the_metadata_s_is_refused():
     query, key, value, prefix, _ = Layer().inputs(np.random.default_rng(0), torch.float32, "cpu")
-    plan = replace(Layer().plan(np.random.default_rng(0)), prefix_length=36)
-    with pytest.raises(ValueError, match="a prefix of 37 tokens was given for a plan with 36"):
-        forest_attention_triton(query, key, value, prefix, plan, LayerWindow(), 1.0)
+    metadata = replace(Layer().metadata(np.random.default_rng(0)), prefix_length=36)
+    with pytest.raises(ValueError, match="a prefix of 37 tokens was given, but the metadata speaks of 36"):
+        forest_attention_triton(query, key, value, prefix, metadata, LayerWindow(), 1.0)
 
 
 @pytest.mark.parametrize(
@@ -305,9 +311,9 @@ def test_what_the_kernel_cannot_do_is_refused_with_the_way_out(change, scaling, 
     query, key, value, prefix, _ = Layer().inputs(np.random.default_rng(0), torch.float32, "cpu")
     query, value = change(query), change(value)
     assert not kernel_supports(query, key, value, scaling, softcap)
-    plan = Layer().plan(np.random.default_rng(0))
+    metadata = Layer().metadata(np.random.default_rng(0))
     with pytest.raises(ValueError, match="use forest_attention"):
-        forest_attention_triton(query, key, value, prefix, plan, LayerWindow(), scaling, softcap)
+        forest_attention_triton(query, key, value, prefix, metadata, LayerWindow(), scaling, softcap)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
@@ -365,9 +371,9 @@ def test_kernel_with_its_prefix_split(size, nodes, dtype, monkeypatch):
 def test_kernel_gives_the_same_bits_again_and_inside_a_cuda_graph():
     layer = Layer(1000, 513, 8, 2, 64, 64)
     random = np.random.default_rng(0)
-    plan = layer.plan(random)
+    metadata = layer.metadata(random)
     query, key, value, prefix, _ = layer.inputs(random, torch.bfloat16, "cuda")
-    inputs = (query, key, value, prefix, plan, layer.window, 0.125)
+    inputs = (query, key, value, prefix, metadata, layer.window, 0.125)
     expected = forest_attention_triton(*inputs)
     assert torch.equal(forest_attention_triton(*inputs), expected)
     graph = torch.cuda.CUDAGraph()
@@ -388,15 +394,15 @@ def test_attention_takes_the_kernel_on_a_gpu_unless_gradients_are_wanted(monkeyp
     )
     layer = Layer()
     random = np.random.default_rng(0)
-    plan = replace(layer.plan(random), prefix_length=0)
+    metadata = replace(layer.metadata(random), prefix_length=0)
     query, key, value, _, _ = layer.inputs(random, torch.float32, "cuda")
     module = torch.nn.Module()
     module.layer_idx = 0
     inputs = (module, query, key, value, None)
-    fused, _ = attention.decodner_attention(*inputs, sliding_window=None, forest_plan=plan)
+    fused, _ = attention.decodner_attention(*inputs, sliding_window=None, forest_metadata=metadata)
     assert calls == [1]
     query.requires_grad_()
-    blocks, _ = attention.decodner_attention(*inputs, sliding_window=None, forest_plan=plan)
+    blocks, _ = attention.decodner_attention(*inputs, sliding_window=None, forest_metadata=metadata)
     assert calls == [1]
     assert blocks.requires_grad
     torch.testing.assert_close(fused, blocks.detach(), rtol=1e-4, atol=1e-5)

@@ -1,76 +1,13 @@
-import os
-
-import numpy as np
 import pytest
 import torch
-from architectures import tiny_config, tiny_model
-from bench_forest import random_document
+from compiled_models import PREFIXES, SIZES, SYMBOLS, model_of, random_forest, scores
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 from torch._dynamo.utils import counters
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from decodner_hf import DecodNERForSpanClassification, SpanPaths, build_forest
+from decodner_hf import SpanPaths, UniversalDecoder, build_forest
 from decodner_hf.core import attention, compilation
-from decodner_hf.core.block_map import TILE_COLUMNS, count_query_tiles
-
-pytest.importorskip("triton", minversion="3.6", reason="the kernel's operator needs Triton")
-if os.environ.get("TRITON_INTERPRET") == "1":
-    pytest.skip("replaces the operator that the interpreter is to run", allow_module_level=True)
-
-SYMBOLS = [3, 5, 7]
-SIZES = ((17, 3, 4), (40, 8, 9), (90, 2, 31), (5, 1, 2), (33, 6, 57))  # words, width, document tokens
-PREFIXES = (20, 256 - 9, 127, 2, 199)  # one of them fills the cache's first buffer to the last token
-
-
-@torch.library.register_kernel("decodner::forest_attention", "cpu")
-def dense_attention(query, key, value, prefix_key, prefix_value, tables, windowed, scaling, softcap, sinks, config):
-    """The operator on the CPU, from the kernel's own tables."""
-    assert softcap is None
-    assert sinks is None
-    num_nodes, group = query.shape[2], query.shape[1] // key.shape[1]
-    held, before = int(tables[7]), count_query_tiles(num_nodes, group, config[0]) * TILE_COLUMNS
-    nodes = tables[before:].long().split(num_nodes)
-    ends, positions, lowest = nodes[:3] if windowed else (nodes[0], torch.zeros(()), torch.zeros(num_nodes))
-    row = torch.arange(num_nodes)
-    ancestor = (row <= row[:, None]) & (row[:, None] <= ends) & (positions >= lowest[:, None])
-    mask = torch.cat([torch.arange(held) >= lowest[:, None], ancestor], dim=1)
-    keys = torch.cat([prefix_key[:, :, :held], key], dim=2) if held else key
-    values = torch.cat([prefix_value[:, :, :held], value], dim=2) if held else value
-    keys, values = (part.repeat_interleave(group, dim=1) for part in (keys, values))
-    logits = (query @ keys.transpose(2, 3) * scaling).masked_fill(~mask, float("-inf"))
-    return (logits.softmax(-1) @ values).transpose(1, 2).contiguous()
-
-
-@pytest.fixture
-def kernel_on_cpu(monkeypatch):
-    def choose(*_):
-        with_gradient = torch.is_grad_enabled()
-        return attention.forest_attention if with_gradient else attention.forest_attention_triton
-
-    monkeypatch.setattr(attention, "_choose", choose)
-    torch._dynamo.reset()
-
-
-def model_of(kind, **overrides):
-    torch.manual_seed(0)
-    return DecodNERForSpanClassification.from_backbone(
-        tiny_model(tiny_config(kind, max_position_embeddings=512, **overrides))
-    )
-
-
-def random_forest(size, position, seed=0, vocabulary=64):
-    words, width, chain = size
-    generator = np.random.default_rng(seed)
-    paths = random_document(words, width, 1.4, generator)
-    paths = SpanPaths(paths.token_ids % vocabulary, paths.cu_seqlens, paths.span_path, paths.span_length)
-    return build_forest([generator.integers(0, vocabulary, chain)], [paths], first_position=position)
-
-
-def scores(model, prefix_length, size):
-    cache = model.encode_prefix(torch.arange(prefix_length) % 64)
-    cache = model.encode_prefix(torch.arange(size[2]) % 61, cache)  # a long document's chain, which is compiled too
-    return model.score_forest(random_forest(size, cache.prefix_length), SYMBOLS, cache)
 
 
 @pytest.mark.usefixtures("kernel_on_cpu")
@@ -100,7 +37,7 @@ def test_smallest_passes_run(monkeypatch):
     counter = CompileCounter()
     model.compile_forest(backend=counter)
     plain = model_of("llama")
-    monkeypatch.setattr(attention, "_choose", lambda *_: attention.forest_attention)
+    monkeypatch.setattr(attention, "choose_backend", lambda *_: attention.forest_attention)
     for prefix_length, spans in ((1, [[4, 5]]), (2, [[4]]), (2, [[4, 5]])):
         forest = build_forest([[]], [SpanPaths.from_lists(spans)], first_position=prefix_length)
         found, expected = (
@@ -125,7 +62,7 @@ def test_training_and_ordinary_passes_stay_uncompiled():
         span_nodes=forest.span_nodes,
         symbol_token_ids=torch.tensor(SYMBOLS),
         labels=torch.zeros(forest.num_spans, dtype=torch.int64),
-        cache=cache,
+        prefix_cache=cache,
     )
     output.loss.backward()
     assert model.backbone.model.layers[0].mlp.up_proj.weight.grad is not None
@@ -135,7 +72,7 @@ def test_training_and_ordinary_passes_stay_uncompiled():
 
 @pytest.mark.usefixtures("kernel_on_cpu")
 def test_inference_mode_compiles_nothing_more():
-    model = model_of("llama")
+    model = model_of("llama", UniversalDecoder)
     counter = CompileCounter()
     model.compile_forest(backend=counter)
     with torch.inference_mode():
@@ -157,10 +94,25 @@ def test_fewer_than_no_nodes_are_refused():
 
 
 @pytest.mark.usefixtures("kernel_on_cpu")
-def test_compiling_twice_is_refused():
+def test_compiling_again_serves_the_model_as_it_is_now_and_compiles_nothing_that_is_compiled():
+    model, given = model_of("llama"), (20, SIZES[0])
+    counters.clear()
+    model.compile_forest(backend="aot_eager")
+    model.compile_forest(backend="aot_eager")
+    assert counters["stats"]["unique_graphs"] == 1
+    model.bfloat16()
+    scores(model, *given)
+    assert counters["stats"]["unique_graphs"] == 1  # layers of another dtype run uncompiled
+    model.compile_forest(backend="aot_eager")
+    assert counters["stats"]["unique_graphs"] == 2
+    torch.testing.assert_close(scores(model, *given), scores(model_of("llama").bfloat16(), *given), rtol=0.1, atol=0.1)
+
+
+def test_layers_that_something_else_has_wrapped_are_refused():
     model = model_of("llama")
-    model.compile_forest(backend="eager")
-    with pytest.raises(ValueError, match="compiled already"):
+    layer = model.backbone.model.layers[0]
+    layer.forward = layer.forward  # as accelerate's hooks do
+    with pytest.raises(ValueError, match="spread over several devices or wrapped"):
         model.compile_forest(backend="eager")
 
 

@@ -10,7 +10,7 @@ from tiny_pipelines import LABELS, tiny_pipeline
 
 from decodner_hf.core import streaming
 from decodner_hf.core.streaming import PassQueue, documents_by_pass, in_parts_on_failure, packed_runs, scored_passes
-from decodner_hf.core.transfers import Download, upload
+from decodner_hf.core.transfers import HostCopy, copy_to_device
 
 TEXTS = [f"Steve Jobs founded Apple number {index} in Cupertino." for index in range(12)]
 
@@ -162,9 +162,9 @@ def test_a_stream_that_is_closed_reads_no_further(pipe):
     assert threading.active_count() == threads
 
 
-def test_uploads_keep_values_and_shapes():
+def test_copies_to_the_device_keep_values_and_shapes():
     given = [torch.arange(6, dtype=torch.int32).reshape(2, 3), torch.tensor([7]), torch.empty(0, dtype=torch.int64)]
-    sent = upload(given, torch.device("cpu"))
+    sent = copy_to_device(given, torch.device("cpu"))
     assert [tensor.dtype for tensor in sent] == [torch.int64] * 3
     assert [tensor.tolist() for tensor in sent] == [tensor.tolist() for tensor in given]
 
@@ -174,8 +174,8 @@ def test_uploads_keep_values_and_shapes():
     [(torch.bfloat16, np.float32), (torch.float32, np.float32), (torch.float64, np.float64)],
     ids=str,
 )
-def test_downloads_are_float32_or_float64(given, expected):
-    found = Download(torch.tensor([[0.5, -2.0]], dtype=given)).array()
+def test_copies_to_the_host_are_float32_or_float64(given, expected):
+    found = HostCopy(torch.tensor([[0.5, -2.0]], dtype=given)).array()
     assert found.dtype == expected
     assert found.tolist() == [[0.5, -2.0]]
 

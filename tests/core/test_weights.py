@@ -81,6 +81,22 @@ def test_a_change_is_noticed_once(change):
     assert not watch.changed()
 
 
+@pytest.mark.parametrize(
+    ("change", "noticed"),
+    [
+        *((change, True) for change in (replace_parameter, replace_values, cast, replace_module, add_parameter)),
+        *((change, False) for change in (write, switch_adapter)),
+    ],
+)
+def test_of_replacements_alone_other_changes_are_none(change, noticed):
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), Adapted())
+    watch = WeightsWatch(model)
+    assert not watch.replaced()
+    change(model)
+    assert watch.replaced() == noticed
+    assert not watch.replaced()
+
+
 def test_adapters_that_came_later_are_watched_too():
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     watch = WeightsWatch(model)

@@ -2,9 +2,12 @@ import pytest
 import torch
 from tiny_training import fixed_rows, open_rows
 from torch.nn.attention.flex_attention import flex_attention
+from window_rule import visible
 
-from decodner_hf.core.attention import ForestPlan, LayerWindow, forest_attention_reference
 from decodner_hf.core.attention_flex import BLOCK, flex_block_mask, flex_supports, forest_attention_flex
+from decodner_hf.core.attention_metadata import AttentionMetadata
+from decodner_hf.core.attention_torch import forest_attention_reference
+from decodner_hf.core.layer_window import LayerWindow
 
 
 @pytest.mark.parametrize(
@@ -15,9 +18,9 @@ from decodner_hf.core.attention_flex import BLOCK, flex_block_mask, flex_support
 def test_flex_mask_is_the_forest_rule(window):
     row = fixed_rows(row_tokens=1024)[0]
     positions, ends = torch.from_numpy(row["position_ids"][0]), torch.from_numpy(row["subtree_end"][0])
-    mask = flex_block_mask(positions, ends, window, torch.device("cpu"))
+    mask = flex_block_mask(AttentionMetadata(positions, ends), window, torch.device("cpu"))
     nodes = torch.arange(len(ends))
-    rule = (nodes[None] <= nodes[:, None]) & (nodes[:, None] <= ends[None]) & window.visible(positions, positions)
+    rule = (nodes[None] <= nodes[:, None]) & (nodes[:, None] <= ends[None]) & visible(window, positions, positions)
     assert torch.equal(mask.mask_mod(0, 0, nodes[:, None], nodes[None]), rule)
     tiles = rule.view(len(ends) // BLOCK, BLOCK, -1, BLOCK)
     listed = dense(mask.kv_num_blocks, mask.kv_indices)
@@ -40,7 +43,7 @@ def test_flex_attention_equals_the_reference():
     row = open_rows()[0]
     positions, ends = torch.from_numpy(row["position_ids"][0]), torch.from_numpy(row["subtree_end"][0])
     window = LayerWindow(sliding=40)
-    mask = flex_block_mask(positions, ends, window, torch.device("cpu"))
+    mask = flex_block_mask(AttentionMetadata(positions, ends), window, torch.device("cpu"))
     torch.manual_seed(0)
     query, key, value = (
         torch.randn(1, 4, len(ends), 16),
@@ -48,8 +51,8 @@ def test_flex_attention_equals_the_reference():
         torch.randn(1, 2, len(ends), 16),
     )
     own = flex_attention(query, key, value, block_mask=mask, scale=0.3, enable_gqa=True).transpose(1, 2)
-    plan = ForestPlan(positions, ends)
-    expected = forest_attention_reference(query, key, value, None, plan, window, 0.3)
+    metadata = AttentionMetadata(positions, ends)
+    expected = forest_attention_reference(query, key, value, None, metadata, window, 0.3)
     assert (own - expected).abs().max() < 1e-5
 
 
