@@ -127,8 +127,8 @@ def _fit_windows(
     if frame > room:
         raise NoWindowError(
             f"a document's frame in the prompt takes {frame} tokens, but a window has room for {max(room, 0)} beside "
-            f"the prompt and the longest span ({document.candidates.longest} tokens): use a model with more positions, "
-            "a shorter prompt or a smaller max_span_words, or break up overlong words."
+            f"the prompt and the longest span ({document.candidates.longest} tokens): use a model with more "
+            "positions, a shorter prompt or a smaller max_span_words, or break up overlong words."
         )
     longest = int((document.candidates.end_word - document.candidates.start_word).max(initial=1))
     slack = 1  # a window's own tokens may be a few more than its share of the document's
