@@ -89,6 +89,13 @@ def _add_model_arguments(group: Any) -> None:
     )
     _add_number(group, "--random-symbols", 0.25, "part of the open prompts with random label symbols")
     _add_integer(group, "--max-span-words", None, "longest candidate (default: the model's)")
+    _add_integer(
+        group, "--listed-span-words", None,
+        "train all spans of up to N words, longer ones near gold spans (default: 8 with --continuation, else all)",
+    )  # fmt: skip
+    group.add_argument(
+        "--continuation", action="store_true", help="train the question whether a longer name begins like a span"
+    )
     group.add_argument("--answer-cue", metavar="TEXT", help="between a span and its label (default: the model's)")
     _add_integer(group, "--lora-rank", None, "train adapters of this rank instead of all weights")
     group.add_argument("--load-in-4bit", action="store_true", help="with --lora-rank: quantize the decoder")
