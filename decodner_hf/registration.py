@@ -11,7 +11,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from .core.configuration import DecodNERConfig
 from .core.hub import TASK
-from .core.modeling import DecodNERForSpanClassification
+from .core.modeling import DecodNERForSpanClassification, DecodNERForTokenClassification
 from .core.pipeline import DecodNERPipeline
 from .default_model import FOLDER
 
@@ -19,8 +19,9 @@ from .default_model import FOLDER
 def register() -> None:
     """Registers configuration, model and pipeline; may be called any number of times."""
     AutoConfig.register(DecodNERConfig.model_type, DecodNERConfig, exist_ok=True)
-    for auto_class in (AutoModel, AutoModelForCausalLM, AutoModelForTokenClassification):
+    for auto_class in (AutoModel, AutoModelForCausalLM):
         auto_class.register(DecodNERConfig, DecodNERForSpanClassification, exist_ok=True)
+    AutoModelForTokenClassification.register(DecodNERConfig, DecodNERForTokenClassification, exist_ok=True)
     logging.getLogger("transformers.pipelines").addFilter(_is_worth_saying)
     if TASK not in PIPELINE_REGISTRY.get_supported_tasks():
         PIPELINE_REGISTRY.register_pipeline(

@@ -14,15 +14,16 @@ from typing import Any
 
 import torch
 from packaging.version import Version
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from .transformers_private import is_adapted, mark_adapted, without_loading_report
+from .transformers_private import cached_path, is_adapted, mark_adapted, without_loading_report
 
 MINIMUM_PEFT = "0.19.1"  # what transformers 5.17 to 5.24 can load adapters with
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 PEFT_PREFIX = "base_model.model."  # of the keys in an adapter's file
+OUTER_PREFIX = f"{PEFT_PREFIX}backbone."  # the same where PEFT was applied to the model around the decoder
 DEFAULT_NAME = "default"
 
 
@@ -53,12 +54,18 @@ def add_adapter(backbone: PreTrainedModel, adapter_config: Any, adapter_name: st
 def load_adapter(backbone: PreTrainedModel, path: str | None, adapter_name: str | None, **kwargs: Any) -> Any:
     """Loads an adapter from a folder or the Hub and activates it; arguments and result as transformers' method.
 
+    It may have been made on the decoder, or by `get_peft_model` on the model around it.
+
     Raises:
         ImportError: as `add_adapter`.
-        ValueError: an adapter that leaves weights of its own unset: it was made for another decoder, or on the model
-            around the decoder instead of its `backbone`. The decoder is then without it.
+        ValueError: an adapter that leaves weights of its own unset: it was made for another decoder, which is then
+            without it.
     """
-    _peft("peft")
+    peft = _peft("peft")
+    state = None if path is None else _outer_state(path, kwargs)
+    if state is not None:
+        kwargs |= {"peft_config": peft.PeftConfig.from_pretrained(path, **(kwargs.pop("adapter_kwargs", None) or {}))}
+        path, kwargs["adapter_state_dict"] = None, state
     before = set(backbone.state_dict())
     with without_loading_report():
         info = backbone.load_adapter(path, adapter_name, **kwargs)
@@ -69,9 +76,21 @@ def load_adapter(backbone: PreTrainedModel, path: str | None, adapter_name: str 
         delete_adapter(backbone, adapter_name or DEFAULT_NAME)
         raise ValueError(
             f"the adapter {path!r} does not fit this decoder: {len(missing)} of its weights are missing, "
-            f"for example {min(missing)!r}. Make adapters with model.add_adapter, or by PEFT on model.backbone."
+            f"for example {min(missing)!r}. Load the model that it was made for."
         )
     return info
+
+
+def _outer_state(path: str, keywords: Mapping[str, Any]) -> dict[str, torch.Tensor] | None:
+    """Reads an adapter made on the model around the decoder, under the decoder's keys; None if it was not."""
+    hub = dict(keywords.get("adapter_kwargs") or {})
+    file = cached_path(path, ADAPTER_WEIGHTS, hub)
+    if file is None:
+        return None
+    state = load_file(file)
+    if not state or not all(name.startswith(OUTER_PREFIX) for name in state):
+        return None
+    return {name.replace(OUTER_PREFIX, PEFT_PREFIX, 1): tensor for name, tensor in state.items()}
 
 
 def adapter_names(backbone: PreTrainedModel) -> list[str]:

@@ -140,9 +140,20 @@ class DualBufferLayer(CacheLayerMixin):
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """Reorders the rows of the suffix, for beam search; the prefix is the same for every row."""
+        self.batch_select_indices(beam_idx)
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keeps the rows `indices` of the suffix, [n] or a boolean mask [B], in that order."""
         if self.suffix_length:
             keys, values = self.suffix.read(self.suffix_length)
-            self.suffix.write(0, keys[beam_idx.to(keys.device)], values[beam_idx.to(values.device)])
+            self.suffix.write(0, keys[indices.to(keys.device)], values[indices.to(values.device)])
+            self.keys, self.values = self.suffix.read(self.suffix_length)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeats every row of the suffix `repeats` times, as sampling several continuations of a prompt does."""
+        if self.suffix_length:
+            rows = torch.arange(self.suffix.read(self.suffix_length)[0].shape[0])
+            self.batch_select_indices(rows.repeat_interleave(repeats))
 
     def keep(self, length: int) -> None:
         """Keeps the first `length` tokens, forgetting suffix before prefix."""

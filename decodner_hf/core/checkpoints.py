@@ -23,14 +23,15 @@ from .adapters import ADAPTER_CONFIG, has_adapters, save_adapter
 from .attention import ATTENTION_NAME
 from .compatibility import native_class
 from .configuration import DecodNERConfig
-from .hub import copy_code, name_code
-from .transformers_private import CALLER_KEYWORDS, adapter_path, read_json, without_loading_report
+from .hub import write_code
+from .transformers_private import CALLER_KEYWORDS, adapter_path, forget_auto_class, read_json, without_loading_report
 
 HUB_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 NOT_FOR_THE_DECODER = ("trust_remote_code", "code_revision", *CALLER_KEYWORDS)
 BACKBONE = "backbone."  # the decoder's keys begin so in the state dict of our model
 SMALL_CHECKPOINT_BYTES = 2**28  # loads in about a second
 NAMED = 3  # weights that a message names
+
 
 logger = logging.getLogger(__name__)
 
@@ -49,12 +50,12 @@ class Checkpoint:
 
     Attributes:
         config: its configuration, a plain decoder's wrapped.
-        weights: directory or Hub id of the decoder's weights.
+        weights: directory or Hub id of the decoder's weights; None where the caller hands them over.
         adapter: directory or Hub id of a PEFT adapter to load on top, or None.
     """
 
     config: DecodNERConfig
-    weights: str
+    weights: str | None
     adapter: str | None
 
 
@@ -88,25 +89,36 @@ def readable_errors(in_pipeline: bool) -> Iterator[None]:
         raise
 
 
-def load_decoder(path: str, config: Any, model_args: Sequence[Any], keywords: dict[str, Any]) -> LoadedDecoder:
+def native_keys(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Returns weights under the decoder's own keys, given under these or the outer model's."""
+    return {name.removeprefix(BACKBONE): tensor for name, tensor in state_dict.items()}
+
+
+def load_decoder(path: str | None, config: Any, model_args: Sequence[Any], keywords: dict[str, Any]) -> LoadedDecoder:
     """Loads a checkpoint's decoder by its own class.
 
     Args:
-        path: directory or Hub id of a decoder, a DecodNER model, or an adapter for either.
+        path: directory or Hub id of a decoder, a DecodNER model, or an adapter for either; None where `config` and
+            the keyword `state_dict` say everything.
         config: a configuration to use in place of the checkpoint's, or None.
         model_args: handed to the decoder's class.
         keywords: those of `from_pretrained`; settings of `DecodNERConfig` among them replace the saved ones, the rest
             is handed to the decoder's class.
 
     Raises:
-        ValueError: an architecture that cannot score a token forest, or weights that are missing or of other shapes.
+        ValueError: an architecture that cannot score a token forest, weights that are missing or of other shapes, or
+            no path and no `config` and `state_dict` either.
         OSError: no checkpoint there (transformers' own message).
     """
     keywords = {name: value for name, value in keywords.items() if name not in NOT_FOR_THE_DECODER}
     hub = {name: keywords[name] for name in HUB_KEYWORDS if name in keywords}
     adapter_keywords = dict(keywords.pop("adapter_kwargs", None) or {})  # Auto classes resolve adapters themselves
     adapter = adapter_path(adapter_keywords)
-    checkpoint = resolve_checkpoint(path, hub)
+    if keywords.get("state_dict") is not None:
+        keywords["state_dict"] = native_keys(keywords["state_dict"])
+    elif path is None:
+        raise ValueError("without a path, from_pretrained needs both config and state_dict.")
+    checkpoint = _given_checkpoint(config) if path is None else resolve_checkpoint(path, hub)
     if checkpoint.adapter is not None:  # the adapter's revision and subfolder are not its base's
         adapter, adapter_keywords = checkpoint.adapter, hub
         keywords = {name: value for name, value in keywords.items() if name not in ("revision", "subfolder")}
@@ -120,7 +132,7 @@ def load_decoder(path: str, config: Any, model_args: Sequence[Any], keywords: di
 
 
 def load_native(
-    path: str, text_config: PreTrainedConfig, model_args: Sequence[Any], keywords: Mapping[str, Any]
+    path: str | None, text_config: PreTrainedConfig, model_args: Sequence[Any], keywords: Mapping[str, Any]
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """Loads a decoder by its native class, all of its weights from the files.
 
@@ -132,24 +144,26 @@ def load_native(
     Raises:
         ValueError: an architecture that does not qualify, or weights that are missing or have other shapes.
     """
+    source = "the state_dict" if path is None else path
     try:
         native = native_class(text_config)
     except ValueError as error:
-        raise ValueError(f"{path} cannot be used: {error}") from None
+        raise ValueError(f"{source} cannot be used: {error}") from None
     sizes_may_differ = keywords.get("ignore_mismatched_sizes", False)
     options = dict(keywords) | {"ignore_mismatched_sizes": True, "output_loading_info": True}
     with without_loading_report(), _without_short_bars(path):
         backbone, info = native.from_pretrained(
             path, *model_args, config=text_config, attn_implementation=ATTENTION_NAME, **options
         )
-    _check_weights(path, type(backbone).__name__, info, bool(sizes_may_differ))
+    _check_weights(source, type(backbone).__name__, info, bool(sizes_may_differ))
     return backbone, info
 
 
 @contextmanager
-def _without_short_bars(path: str) -> Iterator[None]:
+def _without_short_bars(path: str | None) -> Iterator[None]:
     """Hides the progress bar while a small local checkpoint loads: that is done before it could be read."""
-    size = sum(file.stat().st_size for file in Path(path).glob("*.safetensors")) if Path(path).is_dir() else 0
+    files = Path(path).glob("*.safetensors") if path is not None and Path(path).is_dir() else ()
+    size = sum(file.stat().st_size for file in files)
     if not 0 < size < SMALL_CHECKPOINT_BYTES or not is_progress_bar_enabled():
         yield
         return
@@ -242,7 +256,7 @@ def save_decoder(
         **keywords: handed to the decoder's own `save_pretrained`.
     """
     if state_dict is not None:
-        state_dict = {name.removeprefix(BACKBONE): tensor for name, tensor in state_dict.items()}
+        state_dict = native_keys(state_dict)
     if not has_adapters(backbone):
         backbone.save_pretrained(directory, is_main_process=is_main_process, state_dict=state_dict, **keywords)
     elif is_main_process:
@@ -252,18 +266,13 @@ def save_decoder(
 
 
 def _write_config(config: DecodNERConfig, text_config: PreTrainedConfig, directory: str, include_code: bool) -> None:
-    """Writes config.json, and, if asked to, the code that loads it where this package is not installed."""
+    """Writes config.json and the code that it names: all of it if asked to, else a file that imports the package."""
     values = config.settings() | {"text_config": text_config.to_dict()}
     saved = DecodNERConfig.from_dict(values)
     saved.architectures = ["DecodNERForSpanClassification"]
     saved.dtype = text_config.dtype
-    if include_code:
-        name_code(saved)
-        copy_code(directory)
-    else:
-        for name in ("auto_map", "custom_pipelines"):
-            if hasattr(saved, name):
-                delattr(saved, name)
+    write_code(saved, directory, whole=include_code)
+    forget_auto_class(saved)
     saved.save_pretrained(directory)
 
 
@@ -275,6 +284,13 @@ def _config_as_saved(backbone: PreTrainedModel) -> PreTrainedConfig:
     config = copy.deepcopy(backbone.config)
     del config.quantization_config
     return config
+
+
+def _given_checkpoint(config: Any) -> Checkpoint:
+    """A model that the caller hands over, as its configuration and, later, its weights."""
+    if config is None:
+        raise ValueError("without a path, from_pretrained needs both config and state_dict.")
+    return Checkpoint(wrap_config(_given_config(config)), None, None)
 
 
 def _given_config(config: Any) -> PreTrainedConfig:

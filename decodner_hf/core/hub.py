@@ -21,13 +21,49 @@ CODE_FOLDER = "decodner"  # one sub-folder, flat inside, is what transformers' l
 ENTRY_MODULE = f"{CODE_FOLDER}/remote"  # one entry file: two would load every module twice
 TASK = "decodner-ner"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")  # what a model card may call a base model; never a local path
-AUTO_CLASSES = ("AutoModel", "AutoModelForCausalLM", "AutoModelForTokenClassification")
+PACKAGE_MODULE = "decodner_package"
+PACKAGE = "decodner_hf"
+PACKAGE_CODE = "\n".join(  # no line of this file may begin as an import of the package does
+    [
+        '"""Takes the classes of this checkpoint from the package that wrote it: pip install decodner-hf."""\n',
+        f"from {PACKAGE} import DecodNERConfig, DecodNERForSpanClassification",
+        f"from {PACKAGE}.core.modeling import DecodNERForTokenClassification\n",
+        '__all__ = ["DecodNERConfig", "DecodNERForSpanClassification", "DecodNERForTokenClassification"]\n',
+    ]
+)
 
 
-def name_code(config: DecodNERConfig) -> None:
-    """Lets `config` name the classes of the code that `copy_code` puts beside it."""
-    model = f"{ENTRY_MODULE}.DecodNERForSpanClassification"
-    config.auto_map = {"AutoConfig": f"{ENTRY_MODULE}.DecodNERConfig", **dict.fromkeys(AUTO_CLASSES, model)}
+def write_code(config: DecodNERConfig, directory: str, whole: bool) -> None:
+    """Writes the code that a checkpoint loads with, and lets `config` name its classes.
+
+    Args:
+        config: changed in place.
+        directory: must exist.
+        whole: all of the code, for processes without this package; else a file that imports the package, so that
+            transformers asks for it where it is not installed instead of for a newer transformers.
+    """
+    name_classes(config, ENTRY_MODULE if whole else PACKAGE_MODULE)
+    if whole:
+        copy_code(directory)
+        name_pipeline(config)
+        return
+    (Path(directory) / f"{PACKAGE_MODULE}.py").write_text(PACKAGE_CODE, encoding="utf-8")
+    if hasattr(config, "custom_pipelines"):
+        del config.custom_pipelines
+
+
+def name_classes(config: DecodNERConfig, module: str) -> None:
+    """Lets `config` name the classes in the file `module` beside it."""
+    config.auto_map = {
+        "AutoConfig": f"{module}.DecodNERConfig",
+        "AutoModel": f"{module}.DecodNERForSpanClassification",
+        "AutoModelForCausalLM": f"{module}.DecodNERForSpanClassification",
+        "AutoModelForTokenClassification": f"{module}.DecodNERForTokenClassification",
+    }
+
+
+def name_pipeline(config: DecodNERConfig) -> None:
+    """Lets `config` name the pipeline of the code that `copy_code` puts beside it."""
     pipeline = {"impl": f"{ENTRY_MODULE}.DecodNERPipeline", "pt": ["AutoModelForCausalLM"], "type": "text"}
     config.custom_pipelines = {TASK: pipeline}
 
@@ -74,7 +110,10 @@ def write_model_card(config: DecodNERConfig, directory: str) -> None:
         f'ner = pipeline("{TASK}", model="<this repository>"{asked})',
         'print(ner("Apple was founded by Steve Jobs in Cupertino."))',
         "```\n",
-        "Without the package `decodner_hf`, a repository that carries its code loads with `trust_remote_code=True`.\n",
+        "The package is `pip install decodner-hf`. Where it is not installed, a repository that carries its "
+        "code (a folder `decodner`) loads with `trust_remote_code=True`; without either, transformers does not know "
+        "the model type `decodner`, whatever its version.\n",
+        f'It is no token classifier: use `pipeline("{TASK}")` in place of `pipeline("ner")`.\n',
     ]
     if labels:
         lines += ["## Labels\n", *(f"- {name}{f': {text}' if text else ''}" for name, text in labels.items()), ""]

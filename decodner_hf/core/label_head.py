@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.generic import ModelOutput
 
@@ -34,10 +34,13 @@ class SpanClassifierOutput(ModelOutput):
         loss: cross-entropy over each prompt's label symbols, summed over spans and divided by the gold spans; None
             where no labels were given.
         logits: [S, L], the label symbols' next-token logits at each span; -inf where a prompt has fewer symbols.
+            [1, S, L] where the spans were given as [1, S].
+        hidden_states: with `output_hidden_states`, [1, N, hidden size] of the embedding and of each layer.
     """
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
 
 
 def has_plain_head(backbone: PreTrainedModel) -> bool:
@@ -72,9 +75,20 @@ def last_hidden_states(
     **kwargs: Any,
 ) -> torch.Tensor:
     """Runs a packed pass: tokens [N] and positions [N] on the model's device -> hidden states [N, hidden size]."""
-    packed = packed_arguments(position_ids[None], metadata)
-    states: torch.Tensor = inner_decoder(backbone)(input_ids=token_ids[None], **packed, **kwargs).last_hidden_state
+    states: torch.Tensor = _decoder_pass(backbone, token_ids, position_ids, metadata, **kwargs).last_hidden_state
     return states[0]
+
+
+def _decoder_pass(
+    backbone: PreTrainedModel,
+    token_ids: torch.Tensor,
+    position_ids: torch.Tensor,
+    metadata: AttentionMetadata,
+    **kwargs: Any,
+) -> Any:
+    """As `last_hidden_states`, with the decoder's whole output."""
+    packed = packed_arguments(position_ids[None], metadata)
+    return inner_decoder(backbone)(input_ids=token_ids[None], **packed, **kwargs)
 
 
 def row_logits(backbone: PreTrainedModel, hidden_states: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
@@ -123,7 +137,32 @@ def row_head_equals_native(backbone: PreTrainedModel) -> bool:
     return bool((own - native[:, rows.to(native.device)]).abs().max() <= tolerance)
 
 
-def label_logits(
+def packed_options(kwargs: dict[str, Any], config: PreTrainedConfig) -> bool:
+    """Takes what a packed pass answers itself out of the keyword arguments of a forward, which is changed.
+
+    Args:
+        kwargs: the rest is for the decoder.
+        config: the outer model's; gives `return_dict` and `output_hidden_states` where the caller did not.
+
+    Returns:
+        Whether the output is to be a `ModelOutput`; else a tuple.
+
+    Raises:
+        ValueError: `output_attentions`, for there are none.
+    """
+    kwargs.pop("use_cache", None)
+    if kwargs.pop("output_attentions", None):
+        raise ValueError(
+            "a packed pass computes no attention matrix, so that output_attentions cannot be served: leave it out, or "
+            "run the prompt by itself (without subtree_end) on a decoder with eager attention."
+        )
+    as_dict, states = kwargs.pop("return_dict", None), kwargs.pop("output_hidden_states", None)
+    if config.output_hidden_states if states is None else states:
+        kwargs["output_hidden_states"] = True
+    return bool(config.return_dict if as_dict is None else as_dict)
+
+
+def label_output(
     backbone: PreTrainedModel,
     row_head: bool,
     token_ids: torch.Tensor,
@@ -132,7 +171,7 @@ def label_logits(
     symbols: torch.Tensor,
     span_prompts: torch.Tensor | None,
     **kwargs: Any,
-) -> torch.Tensor:
+) -> SpanClassifierOutput:
     """Runs a packed pass and computes the label logits of its spans; without waiting for the GPU if all is on the CPU.
 
     Args:
@@ -146,7 +185,7 @@ def label_logits(
         **kwargs: handed to the decoder.
 
     Returns:
-        [S, L], -inf at the padding.
+        Logits [S, L], -inf at the padding; the decoder's hidden states where they were asked for.
     """
     rows, columns = symbols.clamp(min=0).reshape(-1).unique(return_inverse=True)
     columns, absent = columns.reshape(symbols.shape), symbols < 0
@@ -154,17 +193,20 @@ def label_logits(
         [token_ids, metadata.position_ids, span_nodes, rows, columns, absent], input_device(backbone)
     )
     if row_head and has_plain_head(backbone):
-        states = last_hidden_states(backbone, token_ids, position_ids, metadata, **kwargs)
+        output = _decoder_pass(backbone, token_ids, position_ids, metadata, **kwargs)
+        states = output.last_hidden_state[0]
         logits = row_logits(backbone, states[span_nodes.to(states.device)], rows)
     else:
         packed = packed_arguments(position_ids[None], metadata)
-        native = backbone(input_ids=token_ids[None], logits_to_keep=span_nodes, **packed, **kwargs).logits[0]
-        logits = native[:, rows.to(native.device)]
+        output = backbone(input_ids=token_ids[None], logits_to_keep=span_nodes, **packed, **kwargs)
+        logits = output.logits[0][:, rows.to(output.logits.device)]
     columns, absent = columns.to(logits.device), absent.to(logits.device, torch.bool)
     if span_prompts is None:
-        return logits[:, columns[0]].masked_fill(absent[0], float("-inf"))
-    prompts = span_prompts.reshape(-1).to(logits.device)
-    return logits.gather(1, columns[prompts]).masked_fill(absent[prompts], float("-inf"))
+        chosen = logits[:, columns[0]].masked_fill(absent[0], float("-inf"))
+    else:
+        prompts = span_prompts.reshape(-1).to(logits.device)
+        chosen = logits.gather(1, columns[prompts]).masked_fill(absent[prompts], float("-inf"))
+    return SpanClassifierOutput(logits=chosen, hidden_states=getattr(output, "hidden_states", None))
 
 
 def span_loss(
@@ -177,14 +219,15 @@ def span_loss(
     """Computes the cross-entropy summed over spans, divided by the number of gold spans (None spans outnumber them).
 
     Args:
-        logits: [S, L], label logits, those of the none label first.
-        labels: int64 [S], each span's gold column; 0 is None, -100 is left out.
+        logits: [S, L] or [1, S, L], label logits, those of the none label first.
+        labels: int64 [S] or [1, S], each span's gold column; 0 is None, -100 is left out.
         num_gold: what the sum is divided by; the number of labels above 0, at least 1, if None.
         none_weight: weight of the spans whose label is 0.
 
     Returns:
         A scalar, in float32.
     """
+    logits, labels = logits.flatten(end_dim=-2), labels.reshape(-1)  # [S, L], [S]
     weights = torch.ones(logits.shape[1], device=logits.device)
     weights[0] = none_weight
     summed = F.cross_entropy(logits.float(), labels, weight=weights, ignore_index=UNLABELLED, reduction="sum")

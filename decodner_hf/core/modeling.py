@@ -10,7 +10,7 @@ from os import PathLike
 from typing import Any, ClassVar, Self
 
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 
 from .adapters import (
     active_adapters,
@@ -18,7 +18,6 @@ from .adapters import (
     add_adapter,
     delete_adapter,
     enable_adapters,
-    has_adapters,
     load_adapter,
     set_adapter,
 )
@@ -44,8 +43,9 @@ from .hub import upload, write_model_card
 from .label_head import (
     SpanClassifierOutput,
     has_plain_head,
-    label_logits,
+    label_output,
     last_hidden_states,
+    packed_options,
     row_head_equals_native,
     span_loss,
 )
@@ -53,15 +53,15 @@ from .transfers import copy_to_device
 from .transformers_private import (
     LOADED_ATTRIBUTES,
     PIPELINE_KEYWORD,
+    FromDecoder,
     attention_name,
     cache_keyword,
-    mark_adapted,
     name_attention,
     new_model,
 )
 
 
-class DecodNERForSpanClassification(PreTrainedModel):
+class DecodNERForSpanClassification(PreTrainedModel, GenerationMixin):
     """Scores candidate spans with a causal decoder; see `encode_prefix` and `score_forest`.
 
     `from_pretrained` takes plain decoder checkpoints, adapters, and what `save_pretrained` wrote.
@@ -74,6 +74,10 @@ class DecodNERForSpanClassification(PreTrainedModel):
     _supports_sdpa = True
     _supports_attention_backend = True
     _skip_keys_device_placement: ClassVar[list[str]] = ["forest_metadata"]
+    generation_config = FromDecoder()
+    peft_config = FromDecoder()
+    _hf_peft_config_loaded = FromDecoder()
+    has_ordinary_forward: ClassVar[bool] = True
 
     def __init__(self, config: DecodNERConfig, backbone: PreTrainedModel | None = None) -> None:
         """Wraps `backbone`, whose attention must be "decodner" already, or a new random one by `config.text_config`.
@@ -97,21 +101,48 @@ class DecodNERForSpanClassification(PreTrainedModel):
         for name in LOADED_ATTRIBUTES:
             if hasattr(backbone, name):
                 setattr(self, name, getattr(backbone, name))
+        self._has_weights = True  # the backbone initialised or loaded its own
         self.post_init()
+        self._has_weights = False
 
     def init_weights(self) -> None:
-        """Does nothing: the backbone initialised or loaded its own weights."""
+        """Initialises the decoder's weights by its own rules, as after `to_empty`; ties what is tied."""
+        if self._has_weights:
+            return
+        self.backbone.init_weights()
+        self.row_head = has_plain_head(self.backbone)
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Continues token ids with the decoder, as transformers' `generate`."""
+        return self.backbone.generate(*args, **kwargs)
+
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> Any:
+        """Returns the inputs of the decoder's next step, as its own method: PEFT asks for it."""
+        return self.backbone.prepare_inputs_for_generation(*args, **kwargs)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """Moves or casts the weights; graphs, which read them at their old addresses, are released first."""
         if self.graphs is not None:
             self.graphs.release()
-        return super()._apply(fn, recurse)
+        try:
+            return super()._apply(fn, recurse)
+        except NotImplementedError as error:  # torch has no data to move
+            if self.device.type != "meta":
+                raise
+            raise NotImplementedError(
+                "the model has no weights yet. Its files have the decoder's keys: let accelerate's "
+                "load_checkpoint_and_dispatch fill model.backbone, or call from_pretrained with device_map."
+            ) from error
 
     @property
     def vocabulary_size(self) -> int:
         """Number of tokens that the decoder can read."""
         return int(self.get_input_embeddings().weight.shape[0])
+
+    @property
+    def vocab_size(self) -> int:
+        """`vocabulary_size` under the name that transformers gives it."""
+        return self.vocabulary_size
 
     @property
     def _decoder_config(self) -> Any:
@@ -144,12 +175,14 @@ class DecodNERForSpanClassification(PreTrainedModel):
     @classmethod
     def from_pretrained(
         cls,
-        pretrained_model_name_or_path: str | PathLike[str],
+        pretrained_model_name_or_path: str | PathLike[str] | None,
         *model_args: Any,
         config: PreTrainedConfig | None = None,
         **kwargs: Any,
     ) -> Any:
         """Loads a decoder checkpoint, a saved DecodNER model or an adapter, from a directory or the Hub.
+
+        Without a path (None) the model is `config` with the weights in `state_dict`, under its or the decoder's keys.
 
         The decoder is loaded by its own class, with all keyword arguments (dtype, device_map, quantization_config,
         revision, token, ...); settings of `DecodNERConfig` among them override the saved ones.
@@ -166,7 +199,7 @@ class DecodNERForSpanClassification(PreTrainedModel):
             raise ValueError(
                 f'span scoring needs its own attention: leave attn_implementation out ("{ATTENTION_NAME}").'
             )
-        path = str(pretrained_model_name_or_path)
+        path = None if pretrained_model_name_or_path is None else str(pretrained_model_name_or_path)
         with_info = kwargs.pop("output_loading_info", False)
         with readable_errors(in_pipeline=PIPELINE_KEYWORD in kwargs):
             loaded = load_decoder(path, config, model_args, kwargs)
@@ -234,14 +267,11 @@ class DecodNERForSpanClassification(PreTrainedModel):
 
     def load_adapter(self, peft_model_id: str | None = None, adapter_name: str | None = None, **kwargs: Any) -> Any:
         """Loads a PEFT adapter onto the decoder, as transformers' method; errors as `adapters.load_adapter`."""
-        info = load_adapter(self.backbone, peft_model_id, adapter_name, **kwargs)
-        mark_adapted(self, True)
-        return info
+        return load_adapter(self.backbone, peft_model_id, adapter_name, **kwargs)
 
     def add_adapter(self, adapter_config: Any, adapter_name: str | None = None) -> None:
         """Adds a new PEFT adapter to the decoder and activates it; see `adapters.add_adapter`."""
         add_adapter(self.backbone, adapter_config, adapter_name)
-        mark_adapted(self, True)
 
     def set_adapter(self, adapter_name: str | list[str]) -> None:
         """Activates one of the loaded adapters, or several."""
@@ -250,7 +280,6 @@ class DecodNERForSpanClassification(PreTrainedModel):
     def delete_adapter(self, adapter_names: str | list[str]) -> None:
         """Removes one of the adapters, or several."""
         delete_adapter(self.backbone, adapter_names)
-        mark_adapted(self, has_adapters(self.backbone))
 
     def get_adapter_state_dict(self, adapter_name: str | None = None, state_dict: Any = None) -> Any:
         """Returns the weights of an adapter, by default of the active one; see `adapters.adapter_state`."""
@@ -284,9 +313,21 @@ class DecodNERForSpanClassification(PreTrainedModel):
         """Returns the decoder's token embedding."""
         return self.backbone.get_input_embeddings()
 
+    def set_input_embeddings(self, value: torch.nn.Module) -> None:
+        """Replaces the decoder's token embedding."""
+        self.backbone.set_input_embeddings(value)
+
     def get_output_embeddings(self) -> Any:
         """Returns the decoder's head."""
         return self.backbone.get_output_embeddings()
+
+    def set_output_embeddings(self, new_embeddings: torch.nn.Module) -> None:
+        """Replaces the decoder's head."""
+        self.backbone.set_output_embeddings(new_embeddings)
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> Any:
+        """Resizes the decoder's vocabulary, as transformers' method; `config.text_config` and prefixes kept follow."""
+        return self.backbone.resize_token_embeddings(*args, **kwargs)
 
     def forward(
         self,
@@ -315,17 +356,32 @@ class DecodNERForSpanClassification(PreTrainedModel):
             prefix_cache: a prefix from `encode_prefix`; read, not written.
             attention_mask: for the ordinary forward only.
             num_items_in_batch: what the summed loss is divided by; the number of spans with labels > 0 if None.
-            **kwargs: handed to the decoder; in the ordinary forward `cache` and `past_key_values` are one.
+            **kwargs: handed to the decoder; in the ordinary forward `cache` and `past_key_values` are one. A packed
+                pass takes `output_hidden_states` and `return_dict` too.
 
         Returns:
-            `SpanClassifierOutput`, or the decoder's output without `subtree_end`.
+            `SpanClassifierOutput`, or the decoder's output without `subtree_end`; a tuple with `return_dict=False`.
+
+        Raises:
+            ValueError: inputs that do not fit each other or the model, or `output_attentions` in a packed pass.
         """
         if subtree_end is None:
             if span_nodes is not None or symbol_token_ids is not None or prefix_cache is not None:
                 raise ValueError(
                     "span_nodes, symbol_token_ids and prefix_cache belong to a packed pass: give subtree_end too."
                 )
+            if not self.has_ordinary_forward:
+                raise ValueError(
+                    'this model scores spans and labels no tokens: use pipeline("decodner-ner", model=...) in place '
+                    'of pipeline("ner") and pipeline("token-classification").'
+                )
             if num_items_in_batch is not None:
+                if labels is None:
+                    raise ValueError(
+                        "num_items_in_batch was given without labels: a Trainer with label_smoothing_factor or a loss "
+                        "function of its own keeps them and would not shift them for this model; train model.backbone "
+                        "for ordinary language modelling."
+                    )
                 kwargs["num_items_in_batch"] = num_items_in_batch
             for name in ("cache", "past_key_values"):  # one argument; transformers renamed it
                 if kwargs.get(name) is not None:
@@ -334,21 +390,22 @@ class DecodNERForSpanClassification(PreTrainedModel):
             return self.backbone(input_ids=input_ids, **ordinary, **kwargs)
         if input_ids is None or position_ids is None or span_nodes is None or symbol_token_ids is None:
             raise ValueError("a packed pass needs input_ids, position_ids, subtree_end, span_nodes, symbol_token_ids.")
-        kwargs.pop("use_cache", None)
-        kwargs.pop("return_dict", None)
+        as_dict = packed_options(kwargs, self.config)
         metadata = self.pass_metadata(position_ids.reshape(-1), subtree_end.reshape(-1), prefix_cache)
         symbols = symbol_token_ids.reshape(-1, symbol_token_ids.shape[-1])
         if symbols.shape[0] > 1 and span_prompts is None:
             raise ValueError(
                 f"{symbols.shape[0]} rows of symbol_token_ids were given: span_prompts must say whose is whose."
             )
-        logits = self._label_logits(
+        scored = self._packed_output(
             input_ids.reshape(-1), metadata, span_nodes.reshape(-1), symbols, span_prompts, kwargs
         )
-        loss = None
+        logits, loss = scored.logits, None
+        assert logits is not None
         if labels is not None:
-            loss = span_loss(logits, labels.reshape(-1).to(logits.device), num_items_in_batch)
-        return SpanClassifierOutput(loss=loss, logits=logits)
+            loss = span_loss(logits, labels.to(logits.device), num_items_in_batch)
+        output = SpanClassifierOutput(loss, logits.reshape(*span_nodes.shape, -1), scored.hidden_states)
+        return output if as_dict else output.to_tuple()
 
     def compile_forest(self, *, cuda_graph_nodes: int = 16384, **options: Any) -> None:
         """Compiles the decoder's layers for passes without gradients over a cached prefix; call it when loaded.
@@ -490,6 +547,20 @@ class DecodNERForSpanClassification(PreTrainedModel):
         span_prompts: torch.Tensor | None,
         kwargs: dict[str, Any],
     ) -> torch.Tensor:
+        """As `_packed_output`, its logits [S, L] alone."""
+        logits = self._packed_output(token_ids, metadata, span_nodes, symbols, span_prompts, kwargs).logits
+        assert logits is not None
+        return logits
+
+    def _packed_output(
+        self,
+        token_ids: torch.Tensor,
+        metadata: AttentionMetadata,
+        span_nodes: torch.Tensor,
+        symbols: torch.Tensor,
+        span_prompts: torch.Tensor | None,
+        kwargs: dict[str, Any],
+    ) -> SpanClassifierOutput:
         """[N], spans [S], symbols [Q, L] padded with -1 -> [S, L], by a CUDA graph where there is one for the pass."""
         if token_ids.numel() != metadata.num_nodes:
             raise ValueError(f"{token_ids.numel()} tokens for {metadata.num_nodes} nodes: one each is needed.")
@@ -500,7 +571,17 @@ class DecodNERForSpanClassification(PreTrainedModel):
         if self.graphs is not None and self.row_head and not kwargs and span_prompts is None:
             replayed = self.graphs.logits(metadata, token_ids, span_nodes, symbols)
             if replayed is not None:
-                return replayed
-        return label_logits(
+                return SpanClassifierOutput(logits=replayed)
+        return label_output(
             self.backbone, self.row_head, token_ids, metadata, span_nodes, symbols, span_prompts, **kwargs
         )
+
+
+class DecodNERForTokenClassification(DecodNERForSpanClassification, GenerationMixin):
+    """The same model as `AutoModelForTokenClassification` gives it: it says that it cannot label tokens one by one.
+
+    Without it `pipeline("ner")` would take the decoder's next-token logits for labels. It names `GenerationMixin` again
+    because transformers looks for it among the direct bases of remote classes.
+    """
+
+    has_ordinary_forward = False

@@ -2,7 +2,13 @@
 
 from .configuration import DecodNERConfig
 from .low_level import UniversalDecoder
-from .modeling import DecodNERForSpanClassification
+from .modeling import DecodNERForSpanClassification, DecodNERForTokenClassification
 from .pipeline import DecodNERPipeline
 
-__all__ = ["DecodNERConfig", "DecodNERForSpanClassification", "DecodNERPipeline", "UniversalDecoder"]
+__all__ = [
+    "DecodNERConfig",
+    "DecodNERForSpanClassification",
+    "DecodNERForTokenClassification",
+    "DecodNERPipeline",
+    "UniversalDecoder",
+]

@@ -119,6 +119,10 @@ class DocumentScorer:
         self._watch = WeightsWatch(model.backbone)
         self._lock = RLock()  # prefixes are shared, and grow while a long document is scored
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles without the prefixes kept and their lock."""
+        return type(self), (self.model, self.token_budget)
+
     def score(self, documents: Sequence[PreparedDocument]) -> list[ScoredDocument]:
         """Scores documents of one label set: `launch`, and the results."""
         return self.launch(documents).wait()

@@ -22,7 +22,7 @@ Model = TypeVar("Model", bound=PreTrainedModel)
 
 # Attributes of a loaded decoder that Trainer, pipelines and PEFT read off the outer model.
 LOADED_ATTRIBUTES = (
-    *("hf_device_map", "hf_quantizer", "is_quantized", "quantization_method", "generation_config"),
+    *("hf_device_map", "hf_quantizer", "is_quantized", "quantization_method"),
     *("is_loaded_in_4bit", "is_loaded_in_8bit", "_tp_size", "_tp_plan"),
 )
 # Keys that transformers accepts in a configuration without their being attributes of a fresh PreTrainedConfig.
@@ -44,6 +44,30 @@ def new_model(native: type[Model], config: PreTrainedConfig, attention: str) -> 
     return model
 
 
+class FromDecoder:
+    """An attribute of the outer model that is its decoder's: read, set and deleted there.
+
+    transformers' constructor sets some before there is a decoder, which brings its own; those are not kept.
+    """
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        """Takes the attribute's name from the class body."""
+        self.name = name
+
+    def __get__(self, model: Any, owner: type | None = None) -> Any:
+        """Reads the decoder's attribute."""
+        return self if model is None else getattr(model.backbone, self.name)
+
+    def __set__(self, model: Any, value: Any) -> None:
+        """Sets the decoder's attribute."""
+        if "backbone" in model._modules:
+            setattr(model.backbone, self.name, value)
+
+    def __delete__(self, model: Any) -> None:
+        """Deletes the decoder's attribute."""
+        delattr(model.backbone, self.name)
+
+
 def attention_name(config: PreTrainedConfig) -> str:
     """Returns the name of the attention implementation that a model with this configuration uses."""
     name: str = config._attn_implementation
@@ -53,6 +77,11 @@ def attention_name(config: PreTrainedConfig) -> str:
 def name_attention(config: PreTrainedConfig, attention: str) -> None:
     """Sets the attention implementation of a configuration that no model has been made from."""
     config._attn_implementation_internal = attention
+
+
+def forget_auto_class(config: PreTrainedConfig) -> None:
+    """Keeps `save_pretrained` from copying the file of the configuration's class, as it does where remote code ran."""
+    config._auto_class = None
 
 
 def takes_registered_attention(native: type[PreTrainedModel]) -> bool:
@@ -88,14 +117,23 @@ def adapter_path(adapter_kwargs: dict[str, Any]) -> str | None:
 
 
 def read_json(path: str, name: str, hub: dict[str, Any]) -> dict[str, Any] | None:
-    """Reads the JSON file `name` of a folder or Hub repository; None where there is no such file.
+    """Reads the JSON file `name` of a folder or Hub repository; None where there is no such file."""
+    found = cached_path(path, name, hub)
+    if found is None:
+        return None
+    values: dict[str, Any] = json.loads(Path(found).read_text(encoding="utf-8"))
+    return values
+
+
+def cached_path(path: str, name: str, hub: dict[str, Any]) -> str | None:
+    """Returns where the file `name` of a folder or Hub repository is, downloaded if need be; None if it has none.
 
     Args:
         path: folder or Hub id.
         name: file in it.
         hub: keywords of `cached_file` (revision, token, ...).
     """
-    found = cached_file(
+    found: str | None = cached_file(
         path,
         name,
         _raise_exceptions_for_missing_entries=False,
@@ -103,10 +141,7 @@ def read_json(path: str, name: str, hub: dict[str, Any]) -> dict[str, Any] | Non
         _raise_exceptions_for_connection_errors=False,
         **hub,
     )
-    if found is None:
-        return None
-    values: dict[str, Any] = json.loads(Path(found).read_text(encoding="utf-8"))
-    return values
+    return found
 
 
 @contextmanager

@@ -39,8 +39,8 @@ def documents_forest(chain=PREFIX):
 
 
 def packed(forest, **options):
-    names = ("position_ids", "subtree_end", "span_nodes")
-    return {"input_ids": forest.token_ids[None], **{name: getattr(forest, name)[None] for name in names}, **options}
+    rows = {name: getattr(forest, name)[None] for name in ("position_ids", "subtree_end")}
+    return {"input_ids": forest.token_ids[None], "span_nodes": forest.span_nodes, **rows, **options}
 
 
 def test_documents_of_one_pass_equal_each_alone():

@@ -54,7 +54,7 @@ def gradients(model, device, half):
     row = fixed_rows(row_tokens=1024)[0]
     inputs = inputs_of(row) | {name: row[name].to(device) for name in ("input_ids", "span_nodes", "span_prompts")}
     with torch.autocast(device, torch.bfloat16, enabled=half):
-        logits = model(**inputs).logits
+        logits = model(**inputs).logits[0]
     labels = row["labels"][0].to(device)
     F.cross_entropy(logits.double(), labels, ignore_index=-100, reduction="sum").backward()
     return {name: p.grad.double().cpu() for name, p in model.named_parameters() if p.requires_grad}
