@@ -113,7 +113,7 @@ def encode_documents(
     """Tokenizes B documents and makes their candidate spans; each comes out as it would alone.
 
     A span's tokens are a slice of its document's tokens, as if it stood after a space. Where no single space stands
-    before it, its tokens up to the first word end at which a token ends are made anew after a space. A span that
+    before it, its tokens up to the first word end at which a token ends are tokenized again after a space. A span that
     does not end where a token ends is tokenized by itself. A span for which the tokenizer has no token (a control
     character that it drops, say) is no candidate.
 
