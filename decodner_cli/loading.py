@@ -49,7 +49,6 @@ def load_pipeline(options: argparse.Namespace) -> "DecodNERPipeline":
 def _load(options: argparse.Namespace) -> "DecodNERPipeline":
     import torch
 
-    from decodner_hf.core.checkpoints import UnusableModelError
     from decodner_hf.default_model import default_model
 
     model = options.model or str(default_model())
@@ -62,8 +61,6 @@ def _load(options: argparse.Namespace) -> "DecodNERPipeline":
         pipe = _pipeline(model, options)
     except ImportError:  # names a package to install
         raise
-    except UnusableModelError as error:  # says which model, and why
-        raise ValueError(one_line(error)) from None
     except Exception as error:  # libraries that read broken files raise anything: KeyError, SafetensorError
         if isinstance(error, (ValueError, OSError)) and model in str(error):
             raise type(error)(one_line(error)) from error

@@ -30,12 +30,25 @@ def spelled_as_flags(message: str) -> str:
     return re.sub(r"`(\w+)`", lambda match: flag_of(match[1]), message)
 
 
+def _add_integer(group: Any, flag: str, default: int | None, text: str) -> None:
+    """Adds an integer; its default, if it has one, is added to the help `text`."""
+    shown = "" if default is None else " (default: %(default)s)"
+    group.add_argument(flag, type=int, default=default, metavar="N", help=f"{text}{shown}")
+
+
+def _add_number(group: Any, flag: str, default: float | None, text: str) -> None:
+    """Adds a number; its default, if it has one, is added to the help `text`."""
+    shown = "" if default is None else " (default: %(default)s)"
+    group.add_argument(flag, type=float, default=default, metavar="X", help=f"{text}{shown}")
+
+
 def _add_data_arguments(group: Any) -> None:
     group.add_argument("--train", metavar="PATH", help="a file, a folder with split files, or a Hub id")
     group.add_argument("--train-split", default="train", help="of a folder or a Hub dataset (default: %(default)s)")
     group.add_argument(
-        "--sources", type=Path, metavar="FILE", help="several sources, in a JSON list (docs/training.md)"
-    )
+        "--sources", type=Path, metavar="FILE",
+        help="several sources: a JSON list of objects, docs/training.md has their keys",
+    )  # fmt: skip
     group.add_argument("--label-map", type=Path, metavar="FILE", help="JSON: gold label -> name asked for, or null")
     group.add_argument("--dev", metavar="PATH", help="report span F1 on these examples")
     group.add_argument("--dev-split", default="dev", help="(default: %(default)s)")
@@ -45,21 +58,16 @@ def _add_data_arguments(group: Any) -> None:
         help="evaluation sets: drop training examples that share ten words in a row with one of them",
     )  # fmt: skip
     add_context_arguments(group)
-    group.add_argument("--limit", type=int, metavar="N", help="no more than N examples of each source")
+    _add_integer(group, "--limit", None, "no more than N examples of each source")
 
 
 def add_context_arguments(group: Any) -> None:
     """Adds how much of its document a sentence is read with."""
     group.add_argument(
-        "--context",
-        choices=("sentence", "document", "preceding"),
-        default="sentence",
+        "--context", choices=("sentence", "document", "preceding"), default="sentence",
         help="read sentences alone, those of a document joined, or each after the words before it",
-    )
-    group.add_argument(
-        "--context-words", default=400, type=int, metavar="N",
-        help="most words of a joined passage, or before a sentence (default: %(default)s)",
     )  # fmt: skip
+    _add_integer(group, "--context-words", 400, "most words of a joined passage, or before a sentence")
 
 
 def _add_model_arguments(group: Any) -> None:
@@ -68,35 +76,33 @@ def _add_model_arguments(group: Any) -> None:
     )
     group.add_argument("--output", required=True, metavar="DIR", help="the trained model's folder")
     group.add_argument(
-        "--labels", nargs="+", metavar="NAME[=DESCRIPTION]",
-        help="fixed labels in prompt order (default: the data's)",
-    )  # fmt: skip
+        "--labels", nargs="+", metavar="NAME[=DESCRIPTION]", help="fixed labels in prompt order (default: the data's)"
+    )
     group.add_argument("--open-types", action="store_true", help="ask each example for other types, in other orders")
     group.add_argument(
         "--type-notes", default=(), type=Path, nargs="+", metavar="FILE",
         help='for --open-types: JSON, type -> {"description": text, "aliases": [names], "parents": [types]}',
     )  # fmt: skip
-    group.add_argument(
-        "--max-types", default=20, type=int, metavar="N", help="most labels of an open prompt (default: %(default)s)"
+    _add_integer(group, "--max-types", 20, "most labels of an open prompt")
+    _add_number(
+        group, "--cross-source-negatives", 0.0, "part of the open prompts that also ask for types of other sources"
     )
-    group.add_argument(
-        "--cross-source-negatives", default=0.0, type=float, metavar="PART",
-        help="part of the open prompts that also ask for types of other sources (default: %(default)s)",
+    _add_number(group, "--random-symbols", 0.25, "part of the open prompts with random label symbols")
+    _add_integer(group, "--max-span-words", None, "longest candidate (default: the model's)")
+    _add_integer(
+        group, "--listed-span-words", None,
+        "train all spans of up to N words, longer ones near gold spans (default: 8 with --continuation, else all)",
     )  # fmt: skip
     group.add_argument(
-        "--random-symbols", default=0.25, type=float, metavar="PART",
-        help="part of the open prompts with random label symbols (default: %(default)s)",
-    )  # fmt: skip
-    group.add_argument("--max-span-words", type=int, metavar="N", help="longest candidate (default: the model's)")
+        "--continuation", action="store_true", help="train the question whether a longer name begins like a span"
+    )
     group.add_argument("--answer-cue", metavar="TEXT", help="between a span and its label (default: the model's)")
-    group.add_argument("--lora-rank", type=int, metavar="R", help="train adapters instead of all weights")
+    _add_integer(group, "--lora-rank", None, "train adapters of this rank instead of all weights")
     group.add_argument("--load-in-4bit", action="store_true", help="with --lora-rank: quantize the decoder")
     group.add_argument(
-        "--save-dtype",
-        choices=("float32", "bfloat16"),
-        default="float32",
+        "--save-dtype", choices=("float32", "bfloat16"), default="float32",
         help="of the saved weights (default: %(default)s)",
-    )
+    )  # fmt: skip
     group.add_argument(
         "--max-shard-size", default="5GB", metavar="SIZE", help="of the saved files (default: %(default)s)"
     )
@@ -104,75 +110,31 @@ def _add_model_arguments(group: Any) -> None:
 
 
 def _add_run_arguments(group: Any) -> None:
+    _add_integer(group, "--epochs", 8, "passes over the data")
+    _add_number(group, "--learning-rate", 3e-4, "the highest")
     group.add_argument(
-        "--epochs", default=8, type=int, metavar="N", help="passes over the data (default: %(default)s)"
-    )
-    group.add_argument(
-        "--learning-rate", default=3e-4, type=float, metavar="RATE", help="the highest (default: %(default)s)"
-    )
-    group.add_argument(
-        "--optimizer",
-        choices=("adamw", "muon"),
-        default="adamw",
+        "--optimizer", choices=("adamw", "muon"), default="adamw",
         help="muon: for the matrices of the layers (default: %(default)s)",
-    )
-    group.add_argument("--weight-decay", default=0.01, type=float, metavar="RATE", help="(default: %(default)s)")
-    group.add_argument(
-        "--warmup", default=0.05, type=float, metavar="PART", help="part of the steps (default: %(default)s)"
-    )
-    group.add_argument(
-        "--row-tokens",
-        default=16384,
-        type=int,
-        metavar="N",
-        help="nodes of a row, a multiple of 128 (default: %(default)s)",
-    )
-    group.add_argument(
-        "--rows-per-step", default=1, type=int, metavar="N",
-        help="rows that a step accumulates, on each process (default: %(default)s)",
     )  # fmt: skip
-    group.add_argument("--max-steps", type=int, metavar="N", help="end training then")
+    _add_number(group, "--weight-decay", 0.01, "of the optimizer")
+    _add_number(group, "--warmup", 0.05, "part of the steps in which the learning rate rises")
+    _add_integer(group, "--row-tokens", 16384, "nodes per row, a multiple of 128")
+    _add_integer(group, "--rows-per-step", 1, "rows that a step accumulates, on each process")
+    _add_integer(group, "--max-steps", None, "end training after N steps")
+    _add_number(group, "--max-seconds", None, "stop then, with a checkpoint; --resume continues")
+    _add_number(group, "--none-weight", 1.0, "weight of spans that are no entity")
+    _add_number(group, "--loss-divisor", 4.0, "the loss is divided by this times the number of gold spans")
+    _add_number(group, "--token-noise", 0.0, "part of the tokens after the prompt that are masked")
     group.add_argument(
-        "--max-seconds", type=float, metavar="S", help="stop then, with a checkpoint; --resume continues"
-    )
-    group.add_argument(
-        "--none-weight",
-        default=1.0,
-        type=float,
-        metavar="W",
-        help="of spans that are no entity (default: %(default)s)",
-    )
-    group.add_argument(
-        "--loss-divisor", default=4.0, type=float, metavar="X",
-        help="the loss is divided by this times the gold spans (default: %(default)s)",
-    )  # fmt: skip
-    group.add_argument(
-        "--token-noise",
-        default=0.0,
-        type=float,
-        metavar="PART",
-        help="part of the tokens masked (default: %(default)s)",
-    )
-    group.add_argument(
-        "--dtype",
-        choices=("bfloat16", "float32"),
+        "--dtype", choices=("bfloat16", "float32"),
         help="of computation (default: bfloat16 on a GPU, float32 on the CPU)",
-    )
+    )  # fmt: skip
     group.add_argument("--gradient-checkpointing", action="store_true", help="less memory, a third more time")
     group.add_argument("--compile", action="store_true", help="torch.compile norms and MLPs too, not attention alone")
     group.add_argument("--cpu", action="store_true", help="train on the CPU")
-    group.add_argument(
-        "--workers", default=WORKERS, type=int, metavar="N", help="processes that make rows (default: %(default)s)"
-    )
-    group.add_argument(
-        "--seed", default=0, type=int, metavar="N", help="of everything drawn at random (default: %(default)s)"
-    )
-    group.add_argument(
-        "--log-steps", default=20, type=int, metavar="N", help="steps between lines of the log (default: %(default)s)"
-    )
-    group.add_argument(
-        "--evaluate-epochs", default=1, type=int, metavar="N",
-        help="evaluate and save every N epochs; 0: at the end (default: %(default)s)",
-    )  # fmt: skip
+    _add_integer(group, "--workers", WORKERS, "processes that make rows")
+    _add_integer(group, "--seed", 0, "of everything drawn at random")
+    _add_integer(group, "--log-steps", 20, "steps between two lines of the log")
+    _add_integer(group, "--evaluate-epochs", 1, "evaluate and save every N epochs; 0: only at the end")
     group.add_argument("--keep-best", action="store_true", help="end with the checkpoint that is best on --dev")
     group.add_argument("--resume", action="store_true", help="continue from the newest checkpoint in --output")

@@ -34,7 +34,7 @@ from decodner_hf.evaluation.span_metrics import span_scores
 OK, FAILED = 0, 1
 TABLES = ("unseen", "seen", "robustness")
 MAPS = Path(__file__).parent / "label_maps"
-COARSE = ("conll2003", "wikigold")  # PER, ORG, LOC, MISC, in documents
+FOUR_TYPE_SETS = ("conll2003", "wikigold")  # PER, ORG, LOC, MISC, in documents
 SEEN = {"wnut17": "test", "bc5cdr": "test", "ncbi_disease": "test", "multiconer2": "dev", "stackoverflow": "test"}
 RESAMPLES = 1000
 PRECEDING_WORDS = 60
@@ -69,7 +69,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--context-words", type=int, default=400, metavar="N", help="of a passage (default: 400)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: an accelerator where there is one)")
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights (default: as in config.json)")
-    parser.add_argument("--token-budget", type=int, metavar="N", help="tokens a pass")
+    parser.add_argument("--token-budget", type=int, metavar="N", help="tokens per pass")
     options = parser.parse_args(argv)
     if options.model is None and not options.table:
         parser.error("name a --model to measure, or ask for the --table of an earlier measurement")
@@ -146,7 +146,7 @@ def measure(options: argparse.Namespace) -> None:
     """Fills the tables asked for."""
     quality = Quality(load_pipeline(options), options)
     if "unseen" in options.only:
-        _coarse_sets(quality)
+        _four_type_sets(quality)
         _zero_shot_sets(quality)
     if "seen" in options.only:
         for name, split in SEEN.items():
@@ -157,11 +157,11 @@ def measure(options: argparse.Namespace) -> None:
         _robustness(quality)
 
 
-def _coarse_sets(quality: Quality) -> None:
+def _four_type_sets(quality: Quality) -> None:
     """PER, ORG and LOC alone by sentences and, where documents are known, in context; then with MISC."""
     options = quality.options
     bare, whole = (LabelMap.read(MAPS / f"conll2003{ending}.json") for ending in ("_without_misc", ""))
-    for name in COARSE[:1] if options.dev else COARSE:
+    for name in FOUR_TYPE_SETS[:1] if options.dev else FOUR_TYPE_SETS:
         split = "valid" if options.dev else "test"
         examples = _load(options, name, split, bare)
         quality.add("unseen", f"{name} {split}", examples, bare.labels)

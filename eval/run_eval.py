@@ -47,7 +47,7 @@ with --calibrate.
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
-    options = _parse(argv)
+    options = parse_arguments(argv)
     try:
         results = _zero_shot(options) if options.zero_shot else _one_set(options)
         if options.out is not None:
@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("run_eval.py", description=DESCRIPTION, formatter_class=raw, allow_abbrev=False)
     data = parser.add_argument_group("data")
     what = data.add_mutually_exclusive_group(required=True)
-    what.add_argument("--dataset", help="a file, a folder with a file a split, a saved dataset, or a Hub id")
+    what.add_argument("--dataset", help="a file, a folder with one file per split, a saved dataset, or a Hub id")
     what.add_argument("--zero-shot", action="store_true", help="the benchmark of seven sets; needs --data")
     data.add_argument(
         "--data", type=Path, metavar="DIR", help="with --zero-shot: the folder that holds the seven sets"
@@ -85,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     model.add_argument("--model", required=True, metavar="DIR_OR_ID")
     model.add_argument("--device", help="cpu, cuda, cuda:1 (default: an accelerator where there is one)")
     model.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights (default: as in config.json)")
-    model.add_argument("--token-budget", type=int, metavar="N", help="tokens a pass")
+    model.add_argument("--token-budget", type=int, metavar="N", help="tokens per pass")
     _add_decoding(parser.add_argument_group("decoding (choose on dev sets only)"))
     output = parser.add_argument_group("output")
     output.add_argument("--resamples", type=int, default=1000, metavar="N", help="of the bootstrap; 0 for none")
@@ -115,7 +115,8 @@ def _add_decoding(group: Any) -> None:
     group.add_argument("--max-span-words", type=int, metavar="N", help="longest candidate; default: the model's")
 
 
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parses the command line; ends the process with a message where options contradict each other."""
     parser = _parser()
     options = parser.parse_args(argv)
     if options.zero_shot:

@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def average(folders: Sequence[str]) -> DecodNERForSpanClassification:
-    """The model of the first folder with the mean of all weights, taken in float32, and without calibration.
+    """Returns the first folder's model with the mean of all weights, taken in float32, and without calibration.
 
     Raises:
         ValueError: an adapter, a quantized or broken model, or one of another decoder, tokenizer, prompt or labels.
@@ -99,13 +99,13 @@ def _load(folder: str) -> DecodNERForSpanClassification:
 
 
 def _question(config: DecodNERConfig) -> dict[str, Any]:
-    """What models must have in common for their weights to mean the same."""
+    """Returns what models must have in common for their weights to mean the same."""
     decoder = {name: value for name, value in config.text_config.to_dict().items() if name not in ORIGIN}
     return decoder | {name: getattr(config, name) for name in SHARED}
 
 
 def _reading(folder: str, config: DecodNERConfig) -> dict[str, Any]:
-    """What decides which tokens the model of a folder reads; how they become text again, say, does not."""
+    """Returns what decides which tokens the model of a folder reads; how they become text again does not."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         check_tokenizer(tokenizer)

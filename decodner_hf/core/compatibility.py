@@ -199,7 +199,7 @@ def _check_logits(backbone: PreTrainedModel, logits: torch.Tensor) -> None:
         broken = next((name for name, weight in known if not bool(weight.isfinite().all())), None)
         if broken is not None:
             raise ValueError(
-                f"the weights of {source} are not finite: {broken} holds NaN or infinity. HostCopy or save them again."
+                f"the weights of {source} are not finite: {broken} holds NaN or infinity. Download or save them again."
             )
         raise ValueError(
             f"{source} computes logits that are not finite in {backbone.dtype}, although its weights are: load it "
@@ -209,7 +209,7 @@ def _check_logits(backbone: PreTrainedModel, logits: torch.Tensor) -> None:
         zero = [name for name, weight in known if not bool(weight.any())]
         raise ValueError(
             f"{source} gives every token the logit 0: {len(zero)} of its {len(weights)} weights are zero"
-            f"{f', for example {zero[0]}' if zero else ''}. HostCopy or save them again."
+            f"{f', for example {zero[0]}' if zero else ''}. Download or save them again."
         )
 
 

@@ -126,8 +126,9 @@ def _fit_windows(
     frame = len(continuation_ids(tokenizer, [f"{head}{tail}"])[0])
     if frame > room:
         raise NoWindowError(
-            f"a document's frame in the prompt takes {frame} tokens, but there is room for {max(room, 0)} beside the "
-            "prompt and the longest span: use a model with more positions, or a shorter prompt."
+            f"a document's frame in the prompt takes {frame} tokens, but a window has room for {max(room, 0)} beside "
+            f"the prompt and the longest span ({document.candidates.longest} tokens): use a model with more "
+            "positions, a shorter prompt or a smaller max_span_words, or break up overlong words."
         )
     longest = int((document.candidates.end_word - document.candidates.start_word).max(initial=1))
     slack = 1  # a window's own tokens may be a few more than its share of the document's

@@ -13,9 +13,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ..core.arrays import BoolArray, IntArray
+from ..core.arrays import BoolArray, FloatingArray, IntArray
 from ..core.configuration import FLAT_SELECTIONS, DecodNERConfig
 from ..core.pipeline import DecodNERPipeline
 from ..data.document_context import Context
@@ -176,7 +175,7 @@ def fit_jointly(sets: Sequence[tuple[ScoredExamples, Decoder]]) -> Calibration:
     )
 
 
-def negative_log_likelihood(label_logits: NDArray[Any], gold: IntArray, temperature: float) -> float:
+def negative_log_likelihood(label_logits: FloatingArray, gold: IntArray, temperature: float) -> float:
     """Returns the mean of -log softmax(label_logits [S, L + 1] / temperature) at the columns `gold` [S], in nats."""
     logits = np.asarray(label_logits, np.float64) / temperature
     logits = logits - logits.max(axis=1, keepdims=True)
@@ -184,7 +183,7 @@ def negative_log_likelihood(label_logits: NDArray[Any], gold: IntArray, temperat
     return float((log_sums - logits[np.arange(len(gold)), gold]).mean())
 
 
-def fit_temperature(label_logits: NDArray[Any], gold: IntArray) -> float:
+def fit_temperature(label_logits: FloatingArray, gold: IntArray) -> float:
     """Returns the temperature with the smallest negative log-likelihood, which has one minimum.
 
     Where every candidate's best label is right, or no temperature helps, the result is the end of the range searched.

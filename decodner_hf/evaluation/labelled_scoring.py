@@ -12,9 +12,8 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ..core.arrays import BoolArray, FloatArray, IntArray, bounds_of
+from ..core.arrays import BoolArray, FloatArray, FloatingArray, IntArray, bounds_of
 from ..core.decoding import label_scores
 from ..core.pipeline import DecodNERPipeline
 from ..core.pipeline_io import Document, PreparedDocument, Settings
@@ -49,7 +48,7 @@ class ScoredExamples:
     labels: tuple[str, ...]
     start: IntArray
     end: IntArray
-    label_logits: NDArray[Any]
+    label_logits: FloatingArray
     cu_spans: IntArray
     gold: SpanTable
     documents: IntArray
@@ -196,7 +195,7 @@ def score_examples(
     passages = passages_of(examples, context)
     coverage = np.zeros(len(COVERAGE_KINDS), np.int64)
     columns: list[tuple[IntArray, ...]] = []
-    logits: list[NDArray[Any]] = []
+    logits: list[FloatingArray] = []
     passes = scored_passes(_encoded(pipe, passages, asked, settings), pipe.scorer)
     for passage, result in zip(passages, chain.from_iterable(passes), strict=True):
         prepared = result.prepared

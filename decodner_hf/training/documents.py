@@ -10,18 +10,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase
 
-from ..core.arrays import IntArray
+from ..core.arrays import BoolArray, IntArray
 from ..core.document_windows import NoWindowError, split_into_windows
 from ..core.forest import SpanPaths, build_forest
 from ..core.label_head import UNLABELLED
 from ..core.prompting import PromptTemplate
-from ..core.spans import EncodedDocument, encode_documents
+from ..core.spans import EncodedDocument
 from ..data.document_context import Context, Passage, passages_of
 from ..data.examples import Example, labels_of
 from ..data.gold_spans import COVERAGE_KINDS, bounds_of_entities, coverage_kinds, indices_among
+from .candidates import CandidateEncoder, gold_in_words
+from .continuation import Continued
 from .sources import TrainingSource
 
 NONE = 0  # gold codes: 0 is no entity, t + 1 the type number t
@@ -92,10 +95,11 @@ class TrainingDocument:
         chain_token_ids: int64 [n], the document's tokens with what the prompt puts around them.
         paths: its S candidate spans.
         gold: int64 [S]: 0 no entity, t + 1 the type number t, -100 not known.
-        types: int64, the numbers of the types that occur in it, each once.
+        types: int64, the numbers of the types that occur in it, those in `continued` included, each once.
         num_nodes: forest nodes of chain and spans.
         source: number of its source.
         partial: whether it is labelled in part.
+        continued: which candidates a gold span of which type continues; None without the continuation question.
     """
 
     chain_token_ids: IntArray
@@ -105,6 +109,13 @@ class TrainingDocument:
     num_nodes: int
     source: int
     partial: bool
+    continued: Continued | None = None
+
+    def continues(self, is_asked: BoolArray) -> NDArray[np.int8]:
+        """Returns int8 [S]: the answers of `Continued.answers`; none without the continuation question."""
+        if self.continued is None:
+            return np.empty(0, np.int8)
+        return self.continued.answers(len(self.gold), is_asked, self.partial)
 
 
 @dataclass(frozen=True)
@@ -117,6 +128,7 @@ class EncodedSources:
         documents: of all sources, in order.
         repeats: per source how often an epoch shows its documents.
         coverage: per source.
+        continuation: whether the documents say which candidates are continued.
     """
 
     types: tuple[str, ...]
@@ -124,6 +136,7 @@ class EncodedSources:
     documents: list[TrainingDocument]
     repeats: tuple[float, ...]
     coverage: tuple[Coverage, ...]
+    continuation: bool = False
 
 
 def encode_sources(
@@ -132,6 +145,8 @@ def encode_sources(
     template: PromptTemplate,
     *,
     max_span_words: int,
+    listed_span_words: int | None = None,
+    continuation: bool = False,
     types: Sequence[str] | None = None,
     max_tokens: int | None = None,
     cue_tokens: int = 0,
@@ -145,6 +160,9 @@ def encode_sources(
         tokenizer: a fast tokenizer.
         template: the prompt's parts around a document.
         max_span_words: longest candidate.
+        listed_span_words: up to this length every span is a candidate, beyond it only those near gold spans (see
+            `CandidateEncoder`); `max_span_words` if None.
+        continuation: whether to find out which candidates a longer gold span continues.
         types: all types in their order; those of the sources if None.
         max_tokens: documents are cut into windows that fit this with their longest span; those that no window holds,
             because of an overlong word for instance, are left out.
@@ -166,7 +184,9 @@ def encode_sources(
                 f"the source {source.name!r} has labels {missing[:10]} that are not asked for; the labels are "
                 f"{list(names)[:20]}: map or leave out labels with a label map."
             )
-    chunks = _Chunks(sources, _Encoder(tokenizer, template, max_span_words, max_tokens, cue_tokens, numbers), seed)
+    listed = max_span_words if listed_span_words is None else listed_span_words
+    candidates = CandidateEncoder(tokenizer, template, max_span_words, listed)
+    chunks = _Chunks(sources, _Encoder(candidates, max_tokens, cue_tokens, continuation, numbers), seed)
     documents: list[TrainingDocument] = []
     coverage = [Coverage() for _ in sources]
     loader = DataLoader(chunks, batch_size=None, num_workers=workers)
@@ -179,7 +199,8 @@ def encode_sources(
     if not documents:
         raise ValueError(_nothing_left(sources, coverage))
     inventories = tuple(np.array([numbers[label] for label in source.labels], np.int64) for source in sources)
-    return EncodedSources(names, inventories, documents, tuple(s.repeat for s in sources), tuple(coverage))
+    repeats = tuple(source.repeat for source in sources)
+    return EncodedSources(names, inventories, documents, repeats, tuple(coverage), continuation)
 
 
 def _nothing_left(sources: Sequence[TrainingSource], coverage: Sequence[Coverage]) -> str:
@@ -224,14 +245,28 @@ class _Chunks(Dataset[tuple[list["TrainingDocument"], Coverage] | ValueError]):
 
 
 @dataclass(frozen=True)
+class _Gold:
+    """The gold spans of a document.
+
+    Attributes:
+        candidates: (start, end) in characters -> type number, for those that are candidates.
+        words: int64 [G, 2], all of them in words; empty where a span does not begin and end with a word.
+        types: int64 [G], their type numbers.
+    """
+
+    candidates: Mapping[tuple[int, int], int]
+    words: IntArray
+    types: IntArray
+
+
+@dataclass(frozen=True)
 class _Encoder:
     """Encodes examples and counts what it sees."""
 
-    tokenizer: PreTrainedTokenizerBase
-    template: PromptTemplate
-    max_span_words: int
+    candidates: CandidateEncoder
     max_tokens: int | None
     cue_tokens: int
+    continuation: bool
     numbers: Mapping[str, int]
 
     def encode(
@@ -240,7 +275,7 @@ class _Encoder:
         coverage = Coverage()
         documents: list[TrainingDocument] = []
         for passages in _by_content(examples, context):
-            for passage, document in zip(passages, self._encoded(passages), strict=True):
+            for passage, document in zip(passages, self.candidates.encode(passages), strict=True):
                 try:
                     windows = self._windows(document)
                 except NoWindowError as error:
@@ -251,58 +286,47 @@ class _Encoder:
                 documents += self._documents(windows, gold, source, passage.example.partial, generator)
         return _with_sizes(documents, self.cue_tokens), coverage
 
-    def _encoded(self, passages: Sequence[Passage]) -> list[EncodedDocument]:
-        """Encodes passages; of their candidates those stay that lie within one member."""
-        texts = [p.example.content for p in passages if isinstance(p.example.content, str)]
-        words = [p.example.content for p in passages if isinstance(p.example.content, list)]
-        encoded = encode_documents(
-            texts or words,
-            self.tokenizer,
-            self.template,
-            max_span_words=self.max_span_words,
-            is_split_into_words=bool(words),
-        )
-        return [
-            replace(document, candidates=passage.own_candidates(document.candidates))
-            for passage, document in zip(passages, encoded, strict=True)
-        ]
-
     def _windows(self, document: EncodedDocument) -> list[EncodedDocument]:
         if self.max_tokens is None:
             return [document]
-        return split_into_windows(document, self.max_tokens, self.tokenizer, self.template)
+        return split_into_windows(document, self.max_tokens, self.candidates.tokenizer, self.candidates.template)
 
-    def _gold(self, passage: Passage, document: EncodedDocument) -> tuple[dict[tuple[int, int], int], Coverage]:
-        """Returns the type number of each gold span that is a candidate, and the coverage of all."""
-        example = passage.example
-        gold = bounds_of_entities(example)
+    def _gold(self, passage: Passage, document: EncodedDocument) -> tuple[_Gold, Coverage]:
+        """Returns the gold spans, and the coverage of them."""
+        gold, longest = bounds_of_entities(passage.example), self.candidates.max_span_words
         is_candidate = indices_among(gold, _bounds(document)) >= 0
-        kinds = coverage_kinds(gold, is_candidate, document.word_starts, document.word_ends, self.max_span_words)
-        labels = [label for *_, label in example.entities]
+        kinds = coverage_kinds(gold, is_candidate, document.word_starts, document.word_ends, longest)
+        labels = [label for *_, label in passage.example.entities]
+        types = np.array([self.numbers[label] for label in labels], np.int64)
         found: dict[tuple[int, int], int] = {}
         relabelled = 0
-        for (start, end), label, known in zip(gold.tolist(), labels, is_candidate.tolist(), strict=True):
-            if known and found.setdefault((start, end), self.numbers[label]) != self.numbers[label]:
+        for (start, end), number, known in zip(gold.tolist(), types.tolist(), is_candidate.tolist(), strict=True):
+            if known and found.setdefault((start, end), number) != number:
                 relabelled += 1
         named = [COVERAGE_KINDS[kind] for kind in kinds.tolist()]
         wide = (label for label, kind in zip(labels, named, strict=True) if kind == "wider_than_limit")
-        return found, Coverage(len(passage.members), len(gold), Counter(named), relabelled, Counter(wide))
+        counts = Coverage(len(passage.members), len(gold), Counter(named), relabelled, Counter(wide))
+        return _Gold(found, gold_in_words(document, gold), types), counts
 
     def _documents(
         self,
         windows: Sequence[EncodedDocument],
-        gold: Mapping[tuple[int, int], int],
+        gold: _Gold,
         source: int,
         partial: bool,
         generator: np.random.Generator,
     ) -> Iterator[TrainingDocument]:
         """Yields the windows in which some candidate has a label."""
         for window in windows:
-            codes = _gold_codes(gold, window, generator if partial else None)
+            codes = _gold_codes(gold.candidates, window, generator if partial else None)
             if (codes != UNLABELLED).any():
                 types = np.unique(codes[codes > NONE]) - 1
+                continued = None
+                if self.continuation:
+                    continued = Continued.of(window.candidates, gold.words, gold.types)
+                    types = np.union1d(types, continued.type)
                 yield TrainingDocument(
-                    window.chain_token_ids, window.candidates.paths, codes, types, 0, source, partial
+                    window.chain_token_ids, window.candidates.paths, codes, types, 0, source, partial, continued
                 )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ..core.adapters import has_adapters
 from ..core.label_head import decoder_layers
 from ..core.modeling import DecodNERForSpanClassification
 from ..evaluation.calibration import uncalibrated
@@ -44,7 +45,7 @@ def load_model(options: TrainingOptions, labels: Mapping[str, str | None] | None
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
         )
     model: DecodNERForSpanClassification = DecodNERForSpanClassification.from_pretrained(options.model, **settings)
-    if getattr(model.backbone, "_hf_peft_config_loaded", False):
+    if has_adapters(model.backbone):
         raise ValueError(
             f"{options.model} holds adapters on {model.backbone.name_or_path}: train that one, or a copy of it into "
             "which PEFT has merged them."
@@ -101,7 +102,6 @@ def add_lora(model: DecodNERForSpanClassification, rank: int) -> None:
     from peft import LoraConfig
 
     model.add_adapter(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM"))
-    model._hf_peft_config_loaded = True  # the Trainer asks the outer model whether a quantized one may be trained
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

@@ -73,6 +73,9 @@ class TrainingOptions:
         cross_source_negatives: part of the open prompts that also ask for types of other sources, from 0 to 1.
         random_symbols: part of the open prompts whose label symbols are drawn at random, from 0 to 1.
         max_span_words: longest candidate span; the model's if None.
+        listed_span_words: up to this length training scores every span; longer ones only if they are gold spans, their
+            word prefixes, or one word longer than one. If None: 8 with `continuation`, without it no limit.
+        continuation: trains the question whether a longer name of a type asked for begins like a span.
         answer_cue: text between a span and its label; the model's if None.
         lora_rank: trains adapters of this rank instead of all weights.
         load_in_4bit: quantizes the frozen decoder; needs `lora_rank`.
@@ -129,6 +132,8 @@ class TrainingOptions:
     cross_source_negatives: float = 0.0
     random_symbols: float = 0.25
     max_span_words: int | None = None
+    listed_span_words: int | None = None
+    continuation: bool = False
     answer_cue: str | None = None
     lora_rank: int | None = None
     load_in_4bit: bool = False
@@ -162,7 +167,7 @@ class TrainingOptions:
     def __post_init__(self) -> None:
         """Checks every option alone, then those that depend on one another."""
         counts = ("epochs", "rows_per_step", "log_steps", "context_words", "max_types", "row_tokens")
-        optional = ("limit", "max_span_words", "lora_rank", "max_steps")
+        optional = ("limit", "max_span_words", "listed_span_words", "lora_rank", "max_steps")
         for name in (*counts, *(name for name in optional if getattr(self, name) is not None)):
             self._check(name, check_count)
         for name in ("workers", "seed", "evaluate_epochs"):

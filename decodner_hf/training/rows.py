@@ -12,6 +12,7 @@ from typing import TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from ..core.arrays import IndexArray, IntArray, ramp_of
@@ -49,7 +50,9 @@ class PackedRows(Dataset[Row]):
     """All rows of a training run, in order.
 
     A row: `input_ids` int64 [1, N], `span_nodes`, `span_prompts` and `labels` int64 [1, S] as tensors, and as numpy
-    arrays `position_ids` int64 [1, N], `subtree_end` int32 [1, N] and `symbol_token_ids` int64 [Q, L].
+    arrays `position_ids` int64 [1, N], `subtree_end` int32 [1, N] and `symbol_token_ids` int64 [Q, L]. With the
+    continuation question also `span_continues`, a tensor int8 [1, S]: 1 where a longer name of a type that the span's
+    prompt asks for begins like the span, 0 where none does, -100 where it is not known and for padding.
     """
 
     def __init__(
@@ -125,10 +128,16 @@ class PackedRows(Dataset[Row]):
             [document.paths for document in documents],
             cue_token_ids=prompt.cue_token_ids.tolist(),
         ).below(prompt.prefix_token_ids)
-        labels = np.concatenate([document.gold for document in documents])
-        prompts = np.zeros(len(labels), np.int64)
+        every = np.ones(len(self.encoded.types), np.bool_)
         masked = self._masked(index, forest, np.zeros(1, np.int64), np.array([len(prompt.prefix_token_ids)]))
-        return self._padded(forest, masked, labels, prompts, prompt.symbol_token_ids[None])
+        return self._padded(
+            forest,
+            masked,
+            prompt.symbol_token_ids[None],
+            labels=np.concatenate([document.gold for document in documents]),
+            prompts=np.zeros(forest.num_spans, np.int64),
+            continues=[document.continues(every) for document in documents],
+        )
 
     def _open_row(
         self, index: int, prompter: OpenPrompter, slots: IntArray, documents: Sequence[TrainingDocument]
@@ -136,22 +145,25 @@ class PackedRows(Dataset[Row]):
         """Makes a row in which every example has a prompt of its own above it."""
         assert self.asked is not None
         symbols = np.full((len(slots), prompter.max_types + 1), -1, np.int64)
-        chains, labels, prompts, prompt_lengths = [], [], [], []
+        chains, labels, continues, prompt_lengths = [], [], [], []
         for number, (slot, document) in enumerate(zip(slots.tolist(), documents, strict=True)):
             types = self.asked.types[self.asked.cu_types[slot] : self.asked.cu_types[slot + 1]]
             prompt = prompter.encode(types, np.random.default_rng([self.seed, 2, slot]))
             chains.append(np.concatenate([prompt.prefix_token_ids, document.chain_token_ids]))
             prompt_lengths.append(len(prompt.prefix_token_ids))
             symbols[number, : len(types) + 1] = prompt.symbol_token_ids
-            columns = np.zeros(len(self.encoded.types) + 1, np.int64)
+            columns = np.zeros(len(self.encoded.types) + 1, np.int64)  # by gold code
             columns[document.types + 1] = prompter.columns(types, document.types)
             labels.append(np.where(document.gold == UNLABELLED, UNLABELLED, columns[np.maximum(document.gold, 0)]))
-            prompts.append(np.full(len(document.gold), number))
+            continues.append(document.continues(columns[1:] > 0))
         forest = build_forest(
             chains, [document.paths for document in documents], cue_token_ids=prompter.cue_token_ids.tolist()
         )
         masked = self._masked(index, forest, forest.cu_nodes.numpy()[:-1], np.array(prompt_lengths))
-        return self._padded(forest, masked, np.concatenate(labels), np.concatenate(prompts), symbols)
+        prompts = np.repeat(np.arange(len(documents)), [len(document.gold) for document in documents])
+        return self._padded(
+            forest, masked, symbols, labels=np.concatenate(labels), prompts=prompts, continues=continues
+        )
 
     def _masked(self, index: int, forest: TokenForest, starts: IntArray, lengths: IntArray) -> IntArray:
         """Draws the nodes whose token is masked; none is in the prompts, which begin at `starts`."""
@@ -162,9 +174,19 @@ class PackedRows(Dataset[Row]):
         return np.flatnonzero(masked)
 
     def _padded(
-        self, forest: TokenForest, masked: IntArray, labels: IntArray, prompts: IntArray, symbols: IntArray
+        self,
+        forest: TokenForest,
+        masked: IntArray,
+        symbols: IntArray,
+        *,
+        labels: IntArray,
+        prompts: IntArray,
+        continues: Sequence[NDArray[np.int8]],
     ) -> Row:
-        """Pads the row's arrays to its length; a row that came out longer gets the next multiple of it."""
+        """Pads the row's arrays to its length; a row that came out longer gets the next multiple of it.
+
+        `labels` [S] and `prompts` [S] are of all spans, `continues` of each document's.
+        """
         nodes = -(-max(forest.num_nodes, self.row_tokens) // self.row_tokens) * self.row_tokens
         spans = -(-forest.num_spans // SPANS_MULTIPLE) * SPANS_MULTIPLE
         ids = np.full(nodes, self.pad_token_id, np.int64)
@@ -177,7 +199,7 @@ class PackedRows(Dataset[Row]):
         by_span[2] = UNLABELLED
         by_span[:, : forest.num_spans] = forest.span_nodes.numpy(), prompts, labels
         span_nodes, span_prompts, targets = (torch.from_numpy(row)[None] for row in by_span)
-        return {
+        row: Row = {
             "input_ids": torch.from_numpy(ids)[None],
             "position_ids": positions[None],
             "subtree_end": ends[None],
@@ -186,6 +208,11 @@ class PackedRows(Dataset[Row]):
             "span_prompts": span_prompts,
             "labels": targets,
         }
+        if self.encoded.continuation:
+            answers = np.full(spans, UNLABELLED, np.int8)
+            answers[: forest.num_spans] = np.concatenate(continues)
+            row["span_continues"] = torch.from_numpy(answers)[None]
+        return row
 
 
 def collate_row(rows: list[Row]) -> Row:

@@ -30,6 +30,7 @@ from .sources import TrainingData, read_training_data
 from .trainer import SpanTrainer, TimeLimit, UnscoredError
 
 OPEN_PROMPT_TOKENS = 512  # most tokens of an open prompt, where the model has twice as many positions
+LISTED_SPAN_WORDS = 8  # of a model that grows its spans
 Report = Callable[[str], None]
 RECORDED = (
     *("model", "epochs", "optimizer", "learning_rate", "row_tokens", "rows_per_step", "none_weight", "loss_divisor"),
@@ -159,6 +160,8 @@ def make_rows(
         tokenizer,
         template,
         max_span_words=config.max_span_words,
+        listed_span_words=options.listed_span_words or (LISTED_SPAN_WORDS if options.continuation else None),
+        continuation=options.continuation,
         types=data.open_types if prompt is None else list(config.labels),
         max_tokens=None if limit is None else limit - prompt_tokens - cue_tokens,
         cue_tokens=cue_tokens,

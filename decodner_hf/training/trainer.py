@@ -33,6 +33,7 @@ from .rows import HOST_ARRAYS, PackedRows, collate_row
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 FIXED_ARGUMENTS = {"per_device_train_batch_size": 1, "remove_unused_columns": False}
+TARGETS = ("labels", "span_continues")  # of a row: what the model does not see
 TIME_CHECK_STEPS = 10  # ranks ask one another about the time every so many steps
 
 
@@ -152,7 +153,7 @@ class SpanTrainer(Trainer):
     ) -> Any:
         """Returns the cross-entropy over the label symbols at every labelled span, normalised by gold spans."""
         arrays = {name: torch.from_numpy(inputs[name]) for name in HOST_ARRAYS}
-        given = {name: value for name, value in inputs.items() if name != "labels"}
+        given = {name: value for name, value in inputs.items() if name not in TARGETS}
         outputs = model(**(given | arrays))
         labels = inputs["labels"].reshape(-1)
         loss = span_loss(outputs.logits, labels, num_items_in_batch, none_weight=self.none_weight) / self.loss_divisor

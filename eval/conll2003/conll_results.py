@@ -1,9 +1,9 @@
-"""Runs everything behind the CoNLL-2003 tables: fine-tuning, baselines and ablations, several at once on several GPUs.
+"""Runs all that the CoNLL-2003 tables need: fine-tuning, baselines and ablations, several at once on several GPUs.
 
 In: a backbone, and the folder that holds the sets `conll2003` and `conllpp`. Out: `OUT/results.json`, and with --table
 the tables in Markdown. Every task is one of the public commands; a second call skips what the first has finished.
 Thresholds come from the valid split, each mode's from its own; the test splits choose nothing.
---start repeats the fine-tunings from another model, for rows of its own beside those of the backbone. It has learned
+--start repeats the fine-tunings from another model, for rows of its own besides those of the backbone. It has learned
 types by their names, so it is asked for person, organization, location and miscellaneous, not for PER, ORG, LOC, MISC.
 
 python eval/conll2003/conll_results.py --backbone backbone --data ner --out conll_results --gpus 2 --jobs-per-gpu 3
@@ -62,7 +62,7 @@ BASELINE = ("eval/conll2003/train_token_baselines.py", "--model", "{backbone}", 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs what is left to do, or prints the tables; returns the exit code, 3 if something is still to be done."""
-    options = _parse(argv)
+    options = parse_arguments(argv)
     results = read_results(options.out)
     if options.table and not results:
         print(f"conll_results: error: there are no results in {options.out}.", file=sys.stderr)
@@ -98,7 +98,8 @@ def _stop(*_: object) -> None:
     sys.exit(UNFINISHED)
 
 
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parses the command line; ends the process with a message where it makes no sense."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("conll_results.py", description=__doc__, formatter_class=raw, allow_abbrev=False)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="of results.json")
@@ -129,9 +130,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(argv)
     options.work = (options.work or options.out.with_name(f"{options.out.name}.work")).resolve()
     options.only, options.start = options.only.split(","), dict(options.start)
-    strangers = sorted(set(options.only) - set(GROUPS))
-    if strangers:
-        parser.error(f"--only takes {', '.join(GROUPS)}, joined by commas, not {', '.join(strangers)}")
+    unknown = sorted(set(options.only) - set(GROUPS))
+    if unknown:
+        parser.error(f"--only takes {', '.join(GROUPS)}, joined by commas, not {', '.join(unknown)}")
     if options.seeds < 1 or options.jobs_per_gpu < 1 or options.gpus < 0:
         parser.error("--seeds and --jobs-per-gpu must be at least 1, and --gpus at least 0")
     named = {"--backbone": options.backbone, "--data": options.data}

@@ -1,8 +1,10 @@
 import json
+import shutil
 from types import SimpleNamespace
 
 import pytest
 from fake_pipes import MODEL
+from safetensors.torch import load_file, save_file
 from tiny_pipelines import tiny_pipeline
 
 from decodner_cli import main as cli
@@ -94,3 +96,16 @@ def test_a_model_of_another_kind_is_refused_in_one_line(load, capsys, tmp_path):
     assert error.count("\n") == 1
     assert error.startswith("decodner: error: ")
     assert str(tmp_path) in error
+
+
+def test_a_model_without_some_of_its_weights_is_refused_in_one_line(load, saved, capsys, tmp_path):
+    load(load_pipeline)
+    shutil.copytree(saved, tmp_path / "model")
+    weights = tmp_path / "model" / "model.safetensors"
+    kept = {name: tensor for name, tensor in load_file(weights).items() if "q_proj" not in name}
+    save_file(kept, weights, metadata={"format": "pt"})
+    assert cli.main(["Rome", "--model", str(tmp_path / "model"), "--labels", "City"]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert error.startswith(f"decodner: error: {tmp_path / 'model'} lacks weights of LlamaForCausalLM")
+    assert "model.layers.0.self_attn.q_proj.weight" in error

@@ -78,7 +78,7 @@ def test_without_context_every_example_is_read_as_it_is(examples):
 
 
 @given(st.booleans().flatmap(lambda kind: st.lists(sentences(kind), max_size=12)), st.integers(1, 20))
-def test_a_sentence_stands_behind_the_words_before_it_in_its_document(examples, num_words):
+def test_a_sentence_stands_after_the_words_before_it_in_its_document(examples, num_words):
     passages = iter(passages_of(examples, Context("preceding", num_words)))
     for _, members in groupby(enumerate(examples), lambda item: item[1].document or item[0]):
         before = ""

@@ -127,7 +127,7 @@ def test_each_slot_sees_its_own_gpu(settings, monkeypatch, visible, names):
 @pytest.fixture
 def options(tmp_path):
     def make(*extra):
-        return conll_results._parse(
+        return conll_results.parse_arguments(
             ["--out", str(tmp_path / "out"), "--backbone", str(tmp_path), "--data", str(tmp_path), *extra]
         )
 
@@ -151,7 +151,7 @@ def test_every_command_is_one_that_its_parser_takes(options):
         assert task.reads is None or task.reads in makers
         if task.command[0] == "eval/run_eval.py":
             folder = [str(EVAL) if word == "{model}" else word for word in task.command[1:]]
-            parsed = run_eval._parse(folder)
+            parsed = run_eval.parse_arguments(folder)
             assert parsed.calibrate in (None, "valid")
             assert parsed.context == context(task.name)
             assert (parsed.labels_from_map == "{words}") == (task.name == "label-words.test")
@@ -167,8 +167,8 @@ def by_words(command):
     text = " ".join(command).replace("{backbone}", "{from-default}")
     text = text.replace("--labels PER ORG LOC MISC", "--label-map {words}")
     if text.startswith("eval/"):
-        before, calibrate, behind = text.partition(" --calibrate")
-        text = f"{before} --labels-from-map {{words}}{calibrate}{behind}"
+        before, calibrate, after = text.partition(" --calibrate")
+        text = f"{before} --labels-from-map {{words}}{calibrate}{after}"
     return tuple(text.split(" "))
 
 

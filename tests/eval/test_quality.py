@@ -16,7 +16,7 @@ from decodner_hf.data.label_maps import LabelMap
 EVAL = Path(__file__).parents[2] / "eval"
 WORDS = ["Apple", "was", "founded", "by", "Steve", "Jobs", "in", "Cupertino", "."]
 SPANS = ((0, 1), (4, 6), (7, 8))
-COARSE = ["PER", "ORG", "LOC", "MISC"]
+FOUR_TYPES = ["PER", "ORG", "LOC", "MISC"]
 
 
 def write_set(folder, splits, labels, documents=False, broken=()):
@@ -38,7 +38,7 @@ def write_set(folder, splits, labels, documents=False, broken=()):
 def data(tmp_path):
     def make(broken):
         for name, splits in (("conll2003", ("valid", "test")), ("wikigold", ("test",))):
-            write_set(tmp_path / name, splits, COARSE, True, broken)
+            write_set(tmp_path / name, splits, FOUR_TYPES, True, broken)
         for name in zero_shot.CROSSNER:
             write_set(tmp_path / name, ("dev", "test"), ["programlang", "person", "misc"], broken=broken)
         for name in zero_shot.MIT:
@@ -88,7 +88,7 @@ def test_test_splits_are_measured_as_published_and_dev_splits_are_not_read(data,
     seen = {row["name"]: row for row in rows if row["table"] == "seen"}
     assert list(seen) == ["wnut17 test", "bc5cdr test", "ncbi_disease test", "multiconer2 dev", "stackoverflow test"]
     assert len(seen["multiconer2 dev"]["labels"]) == 33
-    options = run_eval._parse(["--zero-shot", "--data", str(folder), "--model", "M"])
+    options = run_eval.parse_arguments(["--zero-shot", "--data", str(folder), "--model", "M"])
     benchmark = run_eval.evaluate_set(pipe, *reference(folder, "mit_restaurant", options), "x", "test")
     assert unseen[-1]["scores"] == benchmark["scores"]
 
@@ -112,9 +112,9 @@ def test_dev_reads_no_test_split(data, pipe):  # noqa: ARG001
 
 def test_sets_that_name_no_documents_are_not_joined_to_some(data, pipe, capsys):  # noqa: ARG001
     folder = data(broken=())
-    for name in quality.COARSE:
+    for name in quality.FOUR_TYPE_SETS:
         shutil.rmtree(folder / name)
-        write_set(folder / name, ("valid", "test"), COARSE)
+        write_set(folder / name, ("valid", "test"), FOUR_TYPES)
     rows = run(folder, "--only", "unseen", "robustness")["rows"]
     assert {row["read"] for row in rows} == {"sentences"}
     assert "length" not in {row.get("kind") for row in rows}

@@ -56,7 +56,7 @@ def test_nothing_at_all_is_not_an_error():
     assert confusion(nothing, nothing, 3).sum() == 0
 
 
-def test_strange_labels_and_counts_are_refused():
+def test_unknown_labels_and_counts_are_refused():
     with pytest.raises(ValueError, match=r"\['X'\]"):
         SpanTable.from_lists([[(0, 1, "X")]], LABELS)
     with pytest.raises(ValueError, match="2 references but 1"):
@@ -225,7 +225,7 @@ def test_document_context_scores_the_sentences_spans_in_the_whole_passage(pipe):
     assert np.abs(scored.label_logits - alone.label_logits)[: len(spans)].max() > 1e-3
 
 
-def test_preceding_context_scores_a_sentences_spans_behind_the_words_before_it(pipe):
+def test_preceding_context_scores_a_sentences_spans_after_the_words_before_it(pipe):
     examples = [Example(["Tim", "Cook", "left"], ((0, 2, "A"),), "d"), Example(["Apple", "grew"], ((0, 1, "B"),), "d")]
     scored = score_examples(pipe, examples, context=Context("preceding", 2), **CHOICES)
     alone = score_examples(pipe, examples, **CHOICES)

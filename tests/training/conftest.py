@@ -4,13 +4,14 @@ import pytest
 from tiny_pipelines import tiny_native
 from tiny_training import SENTENCES
 from tokenizers_for_tests import byte_level_single_digits
-from transformers.integrations.peft import MIN_PEFT_VERSION
+
+from decodner_hf.core.adapters import MINIMUM_PEFT
 
 
 @pytest.fixture
 def peft():
-    """PEFT, in a version that the installed transformers takes."""
-    return pytest.importorskip("peft", minversion=MIN_PEFT_VERSION)
+    """PEFT, in a version that adapters work with."""
+    return pytest.importorskip("peft", minversion=MINIMUM_PEFT)
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ from tiny_pipelines import tiny_native
 from tiny_training import LABELS, SENTENCES, fixed_rows, inputs_of, parsed
 from tokenizers_for_tests import byte_level_single_digits
 from transformers import BitsAndBytesConfig, pipeline
-from transformers.integrations.peft import MIN_PEFT_VERSION
 
 from decodner_cli import train as command
 from decodner_hf import DecodNERConfig, DecodNERForSpanClassification
 from decodner_hf.core import attention
+from decodner_hf.core.adapters import MINIMUM_PEFT
 from decodner_hf.training.model import add_lora, check_gradients, recompute_layers
 
 DEVICE = "cuda"
@@ -38,7 +38,7 @@ def with_all_weights():
 
 
 def with_adapters():
-    pytest.importorskip("peft", minversion=MIN_PEFT_VERSION)
+    pytest.importorskip("peft", minversion=MINIMUM_PEFT)
     model = with_all_weights().bfloat16()  # as `decodner train --lora-rank` loads it
     add_lora(model, 4)
     with torch.no_grad():
@@ -127,7 +127,7 @@ def check_learnt(steps, files):
 @pytest.mark.parametrize("saving", [[], ["--gradient-checkpointing"]], ids=["plain", "checkpointed"])
 def test_the_command_learns_on_a_gpu(files, options, saving):
     if options:
-        pytest.importorskip("peft", minversion=MIN_PEFT_VERSION)
+        pytest.importorskip("peft", minversion=MINIMUM_PEFT)
     if "--load-in-4bit" in options:
         pytest.importorskip("bitsandbytes")
     check_learnt(losses(files, *options, *saving), files)

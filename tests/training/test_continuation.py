@@ -1,0 +1,190 @@
+"""Candidates and gold answers of the continuation question, against their definitions word by word."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_training import LABELS, fixed_rows
+from tokenizers_for_tests import byte_level_single_digits
+
+from decodner_hf import PromptTemplate
+from decodner_hf.core.label_head import UNLABELLED
+from decodner_hf.core.spans import encode_documents
+from decodner_hf.core.words import split_texts
+from decodner_hf.data.document_context import Context, passages_of
+from decodner_hf.data.examples import Example
+from decodner_hf.training import TrainingSource
+from decodner_hf.training.candidates import CandidateEncoder
+from decodner_hf.training.documents import encode_sources
+from decodner_hf.training.prompts import OpenPrompter, OpenTypes, fixed_prompt
+from decodner_hf.training.rows import PackedRows
+
+WORDS = ["Steve", "Jobs", "(Apple)", "in", "of", "York-based", "東京", "U.S."]
+
+
+@st.composite
+def examples(draw):
+    """A text or list of words with nested and doubly labelled entities, some of them wide or off the word bounds."""
+    words = draw(st.lists(st.sampled_from(WORDS), min_size=1, max_size=14))
+    content = words if draw(st.booleans()) else " ".join(words)
+    starts, ends, _ = (bounds.tolist() for bounds in split_texts([" ".join(words)]))
+    size = len(words) if isinstance(content, list) else len(starts)
+    entities = []
+    for _ in range(draw(st.integers(0, 5))):
+        first = draw(st.integers(0, size - 1))
+        last = draw(st.integers(first, size - 1))
+        label = draw(st.sampled_from(LABELS))
+        if isinstance(content, list):
+            entities.append((first, last + 1, label))
+        else:
+            end = ends[last] - draw(st.booleans())
+            entities.append((starts[first], max(end, starts[first] + 1), label))
+    return Example(content, tuple(dict.fromkeys(entities)), "d", draw(st.booleans()))
+
+
+def gold_in_words(example):
+    """(start word, end word, label) of the entities that begin and end with a word, and the number of words."""
+    if isinstance(example.content, list):
+        return list(example.entities), len(example.content)
+    starts, ends, _ = (bounds.tolist() for bounds in split_texts([example.content]))
+    found = [
+        (starts.index(start), ends.index(end) + 1, label)
+        for start, end, label in example.entities
+        if start in starts and end in ends
+    ]
+    return found, len(starts)
+
+
+def encoder(widest, listed):
+    return CandidateEncoder(byte_level_single_digits(), PromptTemplate(), widest, listed)
+
+
+def pairs(document):
+    return list(zip(document.candidates.start_word.tolist(), document.candidates.end_word.tolist(), strict=True))
+
+
+@given(examples(), st.integers(1, 4), st.integers(1, 9))
+def test_long_candidates_are_gold_spans_their_prefixes_and_one_word_more(example, listed, widest):
+    (document,) = encoder(widest, listed).encode(passages_of([example]))
+    gold, size = gold_in_words(example)
+    expected = {(s, e) for s in range(size) for e in range(s + 1, size + 1) if e - s <= min(listed, widest)}
+    for start, end, _ in gold:
+        if end - start <= widest:
+            expected |= {(start, e) for e in range(start + 1, end + 2) if e <= size and e - start <= widest}
+    assert sorted(pairs(document)) == sorted(expected)
+    assert pairs(document) == sorted(pairs(document))
+
+
+@given(examples(), st.integers(1, 4), st.integers(1, 9))
+def test_candidates_have_the_tokens_and_offsets_that_they_have_among_all(example, listed, widest):
+    (document,) = encoder(widest, listed).encode(passages_of([example]))
+    in_words = isinstance(example.content, list)
+    tokenizer, template = byte_level_single_digits(), PromptTemplate()
+    (every,) = encode_documents(
+        [example.content], tokenizer, template, max_span_words=widest, is_split_into_words=in_words
+    )
+    wanted = rows_of(every)
+    assert {pair: wanted[pair] for pair in pairs(document)} == rows_of(document)
+
+
+def rows_of(document):
+    spans, paths = document.candidates, document.candidates.paths
+    starts = paths.cu_seqlens[paths.span_path]
+    tokens = [
+        paths.token_ids[start : start + length].tolist()
+        for start, length in zip(starts, paths.span_length, strict=True)
+    ]
+    values = zip(spans.start.tolist(), spans.end.tolist(), tokens, strict=True)
+    return dict(zip(pairs(document), values, strict=True))
+
+
+def test_long_candidates_stay_inside_their_sentence():
+    first = Example(list("abcd"), ((0, 4, "PER"),), "d")
+    passages = passages_of([first, first], Context("document", 20))
+    (document,) = encoder(6, 2).encode(passages)
+    assert (0, 4) in pairs(document)
+    assert (4, 8) in pairs(document)
+    assert (0, 5) not in pairs(document)
+    assert all(start // 4 == (end - 1) // 4 for start, end in pairs(document))
+
+
+def rows_of_sources(chosen, prompt_of, labels=LABELS):
+    tokenizer, template = byte_level_single_digits(), PromptTemplate()
+    source = TrainingSource("tiny", chosen, labels)
+    settings = {"max_span_words": 4, "listed_span_words": 2, "continuation": True}
+    sources = encode_sources([source], tokenizer, template, **settings)
+    return PackedRows(sources, prompt_of(sources, tokenizer, template), row_tokens=4096, epochs=1, seed=5)
+
+
+def answers_of(rows, index):
+    """The answers of each document of a row, and what follows them."""
+    row, (first, last) = rows[index], rows.layout.cu_rows[index : index + 2]
+    sizes = [len(rows.encoded.documents[number].gold) for number in rows.layout.order[first:last]]
+    assert row["span_continues"].shape == row["labels"].shape
+    *found, rest = np.split(row["span_continues"][0].numpy(), np.cumsum(sizes))
+    assert rest.dtype == np.int8
+    assert (rest == UNLABELLED).all()
+    return [answers.tolist() for answers in found]
+
+
+def expected_answers(example, asked):
+    """The definition: for each span, whether some gold span of an asked label is longer and has its first word."""
+    (document,) = encoder(4, 2).encode(passages_of([example]))
+    gold, _ = gold_in_words(example)
+    unknown = UNLABELLED if example.partial else 0
+    return [
+        1 if any(start == s and end > e and label in asked for start, end, label in gold) else unknown
+        for s, e in pairs(document)
+    ]
+
+
+@given(examples())
+def test_a_fixed_row_says_which_spans_go_on(example):
+    def all_labels(_, tokenizer, template):
+        return fixed_prompt(dict.fromkeys(LABELS), tokenizer, template)
+
+    rows = rows_of_sources([example, Example(["Ana"], ((0, 1, "PER"),))], all_labels)
+    found = answers_of(rows, 0)
+    assert len(rows) == 1
+    assert [0] in found  # the other example, so that there is always something to train on
+    if len(found) == 2:
+        assert sorted(found) == sorted([expected_answers(example, LABELS), [0]])
+    else:
+        assert example.partial  # and none of its candidates is gold
+
+
+@pytest.mark.parametrize("partial", [False, True], ids=["whole", "partial"])
+def test_open_rows_answer_for_the_types_that_their_prompts_ask_for(partial):
+    example = Example(list("abcdefg"), ((0, 6, "LOC"), (0, 2, "PER"), (3, 6, "ORG")), partial=partial)
+    parents = {"ORG": ["group"]}
+
+    def open_prompts(sources, tokenizer, template):
+        return OpenPrompter(OpenTypes(keep=0.5, max_types=2, parents=parents), sources, tokenizer, template)
+
+    rows = rows_of_sources([example] * 40, open_prompts, (*LABELS, "group"))
+    seen = set()
+    for index in range(len(rows)):
+        slots = range(*rows.layout.cu_rows[index : index + 2])
+        for slot, answers in zip(slots, answers_of(rows, index), strict=True):
+            numbers = rows.asked.types[rows.asked.cu_types[slot] : rows.asked.cu_types[slot + 1]]
+            asked = {rows.encoded.types[number] for number in numbers}
+            asked |= {label for label, above in parents.items() if asked & set(above)}
+            assert answers == expected_answers(example, asked)
+            seen.add(tuple(answers))
+    assert len(seen) > 2  # LOC is too wide to be a candidate itself, and is asked for all the same
+
+
+def test_windows_of_a_long_document_know_the_gold_of_the_whole():
+    example = Example(["Ana", "Bo"] * 60, ((0, 9, "PER"), (100, 104, "ORG")))
+    source = TrainingSource("tiny", [example], LABELS)
+    tokenizer, template = byte_level_single_digits(), PromptTemplate()
+    settings = {"max_span_words": 4, "continuation": True}
+    whole = encode_sources([source], tokenizer, template, **settings).documents
+    parts = encode_sources([source], tokenizer, template, max_tokens=100, **settings).documents
+    assert len(whole) == 1 < len(parts)
+    counts = [sum(len(document.continued.span) for document in documents) for documents in (whole, parts)]
+    assert counts == [4 + 3, 4 + 3]  # prefixes of up to four words of the wide span, and those of the other
+
+
+def test_rows_without_the_question_have_no_answers():
+    assert "span_continues" not in fixed_rows()[0]
