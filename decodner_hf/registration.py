@@ -4,6 +4,8 @@ In: nothing. Out: entries in transformers' registries.
 Knows nothing of how models or pipelines work.
 """
 
+import logging
+
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForTokenClassification
 from transformers.pipelines import PIPELINE_REGISTRY
 
@@ -19,6 +21,7 @@ def register() -> None:
     AutoConfig.register(DecodNERConfig.model_type, DecodNERConfig, exist_ok=True)
     for auto_class in (AutoModel, AutoModelForCausalLM, AutoModelForTokenClassification):
         auto_class.register(DecodNERConfig, DecodNERForSpanClassification, exist_ok=True)
+    logging.getLogger("transformers.pipelines").addFilter(_is_worth_saying)
     if TASK not in PIPELINE_REGISTRY.get_supported_tasks():
         PIPELINE_REGISTRY.register_pipeline(
             TASK,
@@ -27,3 +30,9 @@ def register() -> None:
             default={"model": (str(FOLDER), "main")},
             type="text",
         )
+
+
+def _is_worth_saying(record: logging.LogRecord) -> bool:
+    """Returns False for transformers' warning that no model was named: ours is bundled, and made for this use."""
+    message = record.getMessage()
+    return not ("No model was supplied" in message and str(FOLDER) in message)

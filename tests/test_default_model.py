@@ -49,8 +49,8 @@ def test_a_pipeline_without_arguments_finds_the_entities_that_the_readme_shows(n
 
 
 def test_the_command_finds_the_same_without_a_model_a_cache_or_a_network(tmp_path):
-    strangers = ("DECODNER_MODEL", "HF_HUB_CACHE", "TRANSFORMERS_CACHE")
-    environment = {name: value for name, value in os.environ.items() if name not in strangers}
+    others = ("DECODNER_MODEL", "HF_HUB_CACHE", "TRANSFORMERS_CACHE")
+    environment = {name: value for name, value in os.environ.items() if name not in others}
     root = str(Path(decodner_hf.__file__).parents[1])
     environment |= {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "PYTHONPATH": root}
     run = subprocess.run(
@@ -59,6 +59,15 @@ def test_the_command_finds_the_same_without_a_model_a_cache_or_a_network(tmp_pat
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     assert found(json.loads(run.stdout)["entities"]) == GOLDEN
+
+
+def test_a_pipeline_without_arguments_prints_nothing_of_its_own(tmp_path):
+    code = f"from transformers import pipeline; import decodner_hf; pipeline('decodner-ner')({SHOWN!r})"
+    environment = os.environ | {"PYTHONPATH": str(Path(decodner_hf.__file__).parents[1]), "CUDA_VISIBLE_DEVICES": ""}
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment
+    )
+    assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
 
 
 def test_its_own_labels_are_asked_for_unless_others_are_named(ner):

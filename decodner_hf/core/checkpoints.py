@@ -10,12 +10,14 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 from .adapters import ADAPTER_CONFIG, has_adapters, save_adapter
 from .attention import ATTENTION_NAME
@@ -27,6 +29,7 @@ from .transformers_private import CALLER_KEYWORDS, adapter_path, read_json, with
 HUB_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 NOT_FOR_THE_DECODER = ("trust_remote_code", "code_revision", *CALLER_KEYWORDS)
 BACKBONE = "backbone."  # the decoder's keys begin so in the state dict of our model
+SMALL_CHECKPOINT_BYTES = 2**28  # loads in about a second
 NAMED = 3  # weights that a message names
 
 logger = logging.getLogger(__name__)
@@ -135,12 +138,26 @@ def load_native(
         raise ValueError(f"{path} cannot be used: {error}") from None
     sizes_may_differ = keywords.get("ignore_mismatched_sizes", False)
     options = dict(keywords) | {"ignore_mismatched_sizes": True, "output_loading_info": True}
-    with without_loading_report():
+    with without_loading_report(), _without_short_bars(path):
         backbone, info = native.from_pretrained(
             path, *model_args, config=text_config, attn_implementation=ATTENTION_NAME, **options
         )
     _check_weights(path, type(backbone).__name__, info, bool(sizes_may_differ))
     return backbone, info
+
+
+@contextmanager
+def _without_short_bars(path: str) -> Iterator[None]:
+    """Hides the progress bar while a small local checkpoint loads: that is done before it could be read."""
+    size = sum(file.stat().st_size for file in Path(path).glob("*.safetensors")) if Path(path).is_dir() else 0
+    if not 0 < size < SMALL_CHECKPOINT_BYTES or not is_progress_bar_enabled():
+        yield
+        return
+    disable_progress_bar()
+    try:
+        yield
+    finally:
+        enable_progress_bar()
 
 
 def _check_weights(path: str, decoder: str, info: Mapping[str, Any], sizes_may_differ: bool) -> None:
