@@ -220,7 +220,7 @@ def forest_attention_kernel(
             pv, kv_head, start, stride_pvh, stride_pvn, inside, BLOCK_P, HEAD_DIM_V, BLOCK_DV, True, TMA
         )
         if TMA:
-            v_tile = tl.where(inside[:, None], v_tile, 0.0)  # a buffer may hold anything, NaN too, behind the prefix
+            v_tile = tl.where(inside[:, None], v_tile, 0.0)  # a buffer may hold anything, NaN too, after the prefix
         acc, l_i, m_i = _step(acc, l_i, m_i, q, k_tile, v_tile, seen, scale, cap, cap_scale, True, CAPPED, PRECISION)
 
     share = tl.cdiv((whole_end - unmasked_start) // BLOCK_P, splits) * BLOCK_P
