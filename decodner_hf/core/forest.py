@@ -184,7 +184,7 @@ class _PathTable:
     already, the other `new_nodes[r]` are created by row r, one below the other.
     """
 
-    token_ids: IntArray  # [R, W], rows sorted; meaningless past a row's end
+    token_ids: IntArray  # [R, W], rows sorted; meaningless after a row's end
     lengths: IntArray  # [R]
     document: IntArray  # [R]
     shared: IntArray  # [R]

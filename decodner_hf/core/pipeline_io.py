@@ -35,6 +35,7 @@ class Settings:
     spans: Any = None
     is_split_into_words: bool = False
     long_documents: str = "window"
+    return_report: bool = False
 
     def __post_init__(self) -> None:
         """Checks every choice; a ValueError lists what is allowed."""
@@ -47,7 +48,7 @@ class Settings:
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {list(allowed)}, not {getattr(self, name)!r}.")
-        for name in ("multi_label", "return_all_scores", "is_split_into_words"):
+        for name in ("multi_label", "return_all_scores", "is_split_into_words", "return_report"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False, not {getattr(self, name)!r}.")
         if self.multi_label and self.overlap != "all":
@@ -94,6 +95,7 @@ class PreparedDocument:
         windows: what is scored: mostly just the document itself.
         prompts: the prompts of its labels; every window is scored against each.
         truncated_at: the number of characters kept, if the rest was cut off.
+        words_left_out: overlong words that are not read, as half-open pairs of characters.
     """
 
     source: Document
@@ -101,6 +103,7 @@ class PreparedDocument:
     windows: tuple[EncodedDocument, ...]
     prompts: tuple[EncodedPrompt, ...]
     truncated_at: int | None = None
+    words_left_out: tuple[tuple[int, int], ...] = ()
 
     @property
     def max_nodes(self) -> int:
@@ -185,6 +188,26 @@ def word_rows(entity: Entity, prepared: PreparedDocument) -> list[dict[str, Any]
         row |= {"word": document.text[start:end], "start": start, "end": end}
         rows.append(_completed(row, entity, prepared))
     return rows
+
+
+def document_report(prepared: PreparedDocument, max_span_words: int) -> dict[str, Any]:
+    """Returns how a document was read and what of it was not, as plain values; see the pipeline's `return_report`."""
+    words, found = len(prepared.document.word_starts), prepared.document.candidates.num_spans
+    scored = sum(window.candidates.num_spans for window in prepared.windows)
+    own = prepared.source.spans is not None
+    longest = min(max_span_words, words)
+    runs = longest * words - longest * (longest - 1) // 2  # runs of up to max_span_words words
+    return {
+        "windows": len(prepared.windows),
+        "truncated_at": prepared.truncated_at,
+        "words_left_out": [list(bounds) for bounds in prepared.words_left_out],
+        "candidates": scored,
+        "candidates_left_out": {
+            "too_many_words": 0 if own else words * (words + 1) // 2 - runs,
+            "no_tokens": 0 if own else runs - found,
+            "not_read": found - scored,
+        },
+    }
 
 
 def _completed(row: dict[str, Any], entity: Entity, prepared: PreparedDocument) -> dict[str, Any]:

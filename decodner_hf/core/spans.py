@@ -67,11 +67,13 @@ class CandidateSpans:
         return int(np.diff(self.paths.cu_seqlens).max(initial=0))
 
     def select(self, chosen: BoolArray | IntArray) -> "CandidateSpans":
-        """The candidates that a boolean mask [S] or indices [K] choose, with the paths that they need."""
+        """The candidates that a boolean mask [S] or indices [K] choose, with the path tokens that they need."""
         used, span_path = np.unique(self.paths.span_path[chosen], return_inverse=True)
-        lengths = np.diff(self.paths.cu_seqlens)[used]
+        span_length = self.paths.span_length[chosen]
+        lengths = np.zeros(len(used), np.int64)
+        np.maximum.at(lengths, span_path, span_length)
         tokens = np.repeat(self.paths.cu_seqlens[used], lengths) + ramp_of(lengths)
-        paths = SpanPaths(self.paths.token_ids[tokens], bounds_of(lengths), span_path, self.paths.span_length[chosen])
+        paths = SpanPaths(self.paths.token_ids[tokens], bounds_of(lengths), span_path, span_length)
         return CandidateSpans(
             self.start[chosen], self.end[chosen], self.start_word[chosen], self.end_word[chosen], paths
         )

@@ -37,7 +37,7 @@ class Scorer(Protocol):
 
 
 class EntityStream:
-    """The results of the stages over an iterable of inputs, one list of dicts per document, lazily."""
+    """The results of the stages over an iterable of inputs, one per document, lazily."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class EntityStream:
         encode: Callable[[Sequence[Document]], list[PreparedDocument]],
         scorer: Scorer,
         decode: Callable[[Sequence[ScoredDocument]], list[list[Entity]]],
-        write: Callable[[Sequence[Entity], PreparedDocument], list[dict[str, Any]]],
+        write: Callable[[Sequence[Entity], PreparedDocument], Any],
     ) -> None:
         """Takes the stages; nothing is read before the first result is asked for."""
         self.inputs, self.read, self.encode, self.scorer = inputs, read, encode, scorer
@@ -57,8 +57,8 @@ class EntityStream:
         """Number of documents, where the input knows it."""
         return len(self.inputs)
 
-    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
-        """Yields each document's entities."""
+    def __iter__(self) -> Iterator[Any]:
+        """Yields each document's result, as `write` gives it."""
         groups = encoded_groups(read_groups(self.inputs, self.read), self.encode)
         for scored in scored_passes(groups, self.scorer):
             for documents, decoded in in_parts_on_failure(self.decode, scored):
