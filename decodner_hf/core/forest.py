@@ -184,7 +184,7 @@ class _PathTable:
     already, the other `new_nodes[r]` are created by row r, one below the other.
     """
 
-    token_ids: IntArray  # [R, W], rows sorted; behind a row's end meaningless
+    token_ids: IntArray  # [R, W], rows sorted; meaningless after a row's end
     lengths: IntArray  # [R]
     document: IntArray  # [R]
     shared: IntArray  # [R]
@@ -200,7 +200,7 @@ class _PathTable:
         empty = [np.empty(0, np.int64)]
         flat = np.concatenate([document.token_ids for document in spans] or empty)
         path_counts = np.fromiter((len(document.cu_seqlens) - 1 for document in spans), np.int64, len(spans))
-        ends = np.cumsum(path_counts + 1) - 1  # in the documents' bounds, one behind the other
+        ends = np.cumsum(path_counts + 1) - 1  # in the documents' bounds, one after the other
         lengths = np.delete(np.diff(np.concatenate([document.cu_seqlens for document in spans] or empty)), ends[:-1])
         span_length = np.concatenate([document.span_length for document in spans] or empty)
         local_path = np.concatenate([document.span_path for document in spans] or empty)

@@ -26,7 +26,7 @@ _CLITIC = r"(?i:s|t|d|m|ll|re|ve)"
 _WORD = regex.compile(
     rf"""(?V1x)
       [A-Za-z]++(?=[ ,\n])                                  # most English words, at once
-    | (?:https?|ftp)://[!-~]*[A-Za-z0-9/_\#=&%~+-]          # URL, without the punctuation behind it
+    | (?:https?|ftp)://[!-~]*[A-Za-z0-9/_\#=&%~+-]          # URL, without the punctuation after it
     | www\.[!-~]*[A-Za-z0-9/_\#=&%~+-]
     | (?<![\w.%+-])[\w.%+-]{{1,64}}+@[A-Za-z0-9-]++(?:\.[A-Za-z0-9-]++)+   # e-mail address
     | (?<!{_LETTER})[\p{{L}}&&{_LETTER}]\p{{M}}*+(?:\.[\p{{L}}&&{_LETTER}]\p{{M}}*+)+(?!{_LETTER})\.?  # U.S.
@@ -53,7 +53,7 @@ def split_words(text: str) -> tuple[IntArray, IntArray]:
 def split_texts(texts: Sequence[str]) -> tuple[IntArray, IntArray, IntArray]:
     """The words of each of B texts, as `split_words` finds them, at a third of its cost for most languages.
 
-    Runs of ASCII letters between spaces are words as they stand. They are taken out, each with the space behind it,
+    Runs of ASCII letters between spaces are words as they stand. They are taken out, each with the space after it,
     and what is left is searched as one string: no word reaches across the space before such a run, or a line end.
 
     Returns:
