@@ -87,6 +87,14 @@ def test_the_command_trains_open_types_and_continues_where_it_stopped(files, cap
     assert stopped["steps"] == 1 < finished["steps"]
 
 
+def test_the_command_trains_with_long_candidates_and_the_continuation_question(files, capsys):
+    with open(files / "data.jsonl", "a", encoding="utf-8") as out:
+        out.write(json.dumps({"tokens": ["x"] * 14, "entities": [[1, 13, "PER"]]}) + "\n")
+    long = ("--max-span-words", "32", "--continuation", "--max-steps", "1")
+    assert run_command(files, *long) == 0
+    assert "17 examples, 21 gold spans, 100.00% of them candidates" in capsys.readouterr().out
+
+
 def test_the_command_writes_over_no_earlier_model(files):
     (files / "out").mkdir()
     assert run_command(files, "--max-steps", "1") == 0
