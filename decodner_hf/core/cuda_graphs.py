@@ -42,8 +42,8 @@ class Captured:
 class SpanPassGraphs:
     """The graphs of a model's span passes.
 
-    They hold, for as long as the model lives: the activations of the largest pass met; a copy of the prefix's keys and
-    values, room for 4,096 tokens; and what the driver keeps for at most 128 graphs. Before every pass the model's
+    They hold, for as long as the model lives: the activations of the largest pass so far; a copy of the prefix's keys
+    and values, room for 4,096 tokens; and what the driver keeps for at most 128 graphs. Before every pass the model's
     modules and parameters are compared with those that the graphs read: where some were replaced or moved, the graphs
     are dropped and captured anew. Weights written in place need nothing, for the graphs read them where they are.
 

@@ -325,7 +325,9 @@ class DocumentEncoder:
 
     def _prepare(self, source: Document, encoded: EncodedDocument, settings: Settings) -> PreparedDocument:
         try:
-            whole = PreparedDocument(source, encoded, (encoded,), self.prompts(source.labels))
+            threshold = settings.growth_threshold if settings.growth else None
+            prompts = self.prompts(source.labels)
+            whole = PreparedDocument(source, encoded, (encoded,), prompts, growth_threshold=threshold)
             return (
                 whole if self.max_positions is None else self._fit(whole, self.max_positions, settings.long_documents)
             )

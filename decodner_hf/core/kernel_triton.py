@@ -4,7 +4,7 @@
 
 In: pointers or tensor descriptors and the tables of `BlockMap`. Out: attended values, written in place.
 Online softmax: Milakov and Gimelshein, arXiv:1805.02867.
-Every query row meets its forest tiles, then the prefix, in one launch; tiles that all rows see whole carry no mask
+Every query row reads its forest tiles, then the prefix, in one launch; tiles that all rows see whole need no mask
 arithmetic. Knows nothing of torch; its launcher chooses tile sizes. Needs Triton.
 """
 
@@ -137,7 +137,7 @@ def forest_attention_kernel(
 
     One program is one query tile and one key/value head. A row of the tile is a node and one of the GROUP query heads
     that share the key/value head, so that a key tile is read once for all of them. With logits in base 2, one fused
-    multiply-add and one exp2 an element are all that a full tile costs beside its two products.
+    multiply-add and one exp2 an element are all that a full tile costs besides its two products.
     Where there are several splits, each takes its part of the prefix tiles without a mask, the last also all other
     tiles, and `merge_splits_kernel` joins what they computed (as flash decoding does: arXiv 2311.01282).
     """

@@ -63,7 +63,11 @@ class DecodNERPipeline(Pipeline):
         return_report: give a dict per document, of `entities` and `report`: `windows` (number), `truncated_at`
             (character or None), `words_left_out` (overlong words that are not read, as pairs of characters),
             `candidates` (scored), and `candidates_left_out`, by reason: `too_many_words` (above max_span_words),
-            `no_tokens` (the tokenizer drops the span), `not_read` (truncated, or holds an overlong word).
+            `no_tokens` (the tokenizer drops the span), `not_read` (truncated, or holds an overlong word), with growth
+            `not_grown` (a shorter prefix does not go on).
+        growth: score a longer span only where each of its shorter word prefixes goes on, by the model's answer to
+            the continuation question; True by default for models that were trained to answer it. False scores all.
+        growth_threshold: probability from which on a span goes on, from 0 to 1; the model's by default.
         token_budget: forest nodes per pass; by default 4,096 on a CPU, and on a GPU as many as hold 1.125 GiB of
             activations. Halved by itself when memory runs out. At construction only.
         compile: compile the model's layers now, which takes a while, for faster passes; needs a GPU and Triton. At
@@ -99,7 +103,7 @@ class DecodNERPipeline(Pipeline):
         self.template = PromptTemplate.from_config(self.model.config)
         own_tokenizer, limit = private_tokenizer(tokenizer), self.model.position_limit
         positions, reason = (None, "") if limit is None else (limit.limit, limit.reason)
-        self.prompts = LabelPrompts(own_tokenizer, self.template, positions)
+        self.prompts = LabelPrompts(own_tokenizer, self.template, positions, self.model.config.continuation)
         self.encoder = DocumentEncoder(own_tokenizer, self.template, self.prompts, positions, reason)
         self.scorer = DocumentScorer(self.model, token_budget)
         if compile:
@@ -161,8 +165,16 @@ class DecodNERPipeline(Pipeline):
             "overlap": config.overlap,
             "flat_selection": config.flat_selection,
             "max_span_words": config.max_span_words,
+            "growth": config.continuation,
+            "growth_threshold": config.growth_threshold,
         }
-        return Settings(**(own | self._preprocess_params | self._sanitize_parameters(**call)[0]))
+        settings = Settings(**(own | self._preprocess_params | self._sanitize_parameters(**call)[0]))
+        if settings.growth and not config.continuation:
+            raise ValueError(
+                "growth=True needs a model that was trained with the continuation question (config.continuation), "
+                "which this one was not: leave growth out, or train with continuation=True."
+            )
+        return settings
 
     # ------------------------------------------------------------------ the stages
 

@@ -23,6 +23,8 @@ from .words import split_texts
 
 Spans = Sequence[tuple[int, int]] | IntArray
 
+GROWN_NODES = 3  # per token of a document
+
 
 class DocumentError(ValueError):
     """A document that cannot be encoded or scored.
@@ -101,6 +103,14 @@ class EncodedDocument:
     def max_nodes(self) -> int:
         """The most forest nodes it can have, answer cues left out: nodes that spans share count repeatedly."""
         return len(self.chain_token_ids) + len(self.candidates.paths.token_ids)
+
+    def budget_nodes(self, grown: bool) -> int:
+        """Forest nodes that a pass over it is planned for: the most it can have, or what growing its spans takes.
+
+        Of growing, that is a guess: the document, its words, and as much again for longer spans. Rounds that need
+        more come in parts.
+        """
+        return min(self.max_nodes, GROWN_NODES * len(self.chain_token_ids)) if grown else self.max_nodes
 
 
 def encode_documents(

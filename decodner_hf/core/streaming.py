@@ -13,9 +13,10 @@ from queue import SimpleQueue
 from threading import Semaphore, Thread
 from typing import Any, Generic, Protocol, TypeVar
 
+from .arrays import packed_runs
 from .decoding import Entity
 from .pipeline_io import Document, PreparedDocument, iterate
-from .scoring import PendingScores, ScoredDocument, packed_runs
+from .scoring import FinishedScores, PendingScores, ScoredDocument
 
 DOCUMENTS_AT_ONCE = 256  # encoded together
 CHARACTERS_AT_ONCE = 65536
@@ -32,7 +33,7 @@ class Scorer(Protocol):
 
     token_budget: int
 
-    def launch(self, documents: Sequence[PreparedDocument]) -> PendingScores:
+    def launch(self, documents: Sequence[PreparedDocument]) -> PendingScores | FinishedScores:
         """Starts scoring documents of one label set."""
 
 
@@ -154,7 +155,7 @@ class PassQueue:
         """Starts empty."""
         self.scorer = scorer
         self.held: list[PreparedDocument] = []
-        self.launched: deque[PendingScores] = deque()
+        self.launched: deque[PendingScores | FinishedScores] = deque()
 
     @property
     def pending(self) -> bool:
@@ -167,7 +168,7 @@ class PassQueue:
         self.held = []
         for documents in full:
             yield from self._launch(documents)
-        has_room = sum(document.max_nodes for document in last) < self.scorer.token_budget
+        has_room = sum(document.budget_nodes for document in last) < self.scorer.token_budget
         if has_room and self.launched:
             self.held = last
         else:
@@ -211,7 +212,7 @@ def documents_by_pass(documents: Sequence[PreparedDocument], budget: int) -> Ite
     """Cuts documents into those that fit a pass together: consecutive ones of one label set, in whole documents."""
     for _, same in groupby(documents, key=lambda document: document.source.labels):
         alike = list(same)
-        for run in packed_runs([document.max_nodes for document in alike], budget):
+        for run in packed_runs([document.budget_nodes for document in alike], budget):
             yield alike[run.start : run.stop]
 
 
