@@ -60,6 +60,10 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "--file-column", metavar="NAME",
         help="a field to add with the name of the document's file (default: file with --whole-file, else none)",
     )  # fmt: skip
+    files.add_argument(
+        "--report-column", metavar="NAME",
+        help="a field to add with how the document was read: windows, what was left out (default: none)",
+    )  # fmt: skip
     files.add_argument("--text-column", default="text", metavar="NAME", help="the field with the text (default: text)")
     files.add_argument(
         "--entities-column", default="entities", metavar="NAME", help="the output's new field (default: entities)"
@@ -160,7 +164,7 @@ def _plan(options: argparse.Namespace, output: str | Path, source: "Source") -> 
     return plan_job(
         [source if given == STANDARD else given for given in options.inputs],
         output,
-        layout=Layout(options.text_column, options.whole_file, options.file_column),
+        layout=Layout(options.text_column, options.whole_file, options.file_column, options.report_column),
         entities_column=options.entities_column,
         output_format=options.format,
         skip_errors=options.on_error == "skip",

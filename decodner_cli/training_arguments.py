@@ -123,6 +123,7 @@ def _add_run_arguments(group: Any) -> None:
     _add_integer(group, "--max-steps", None, "end training after N steps")
     _add_number(group, "--max-seconds", None, "stop then, with a checkpoint; --resume continues")
     _add_number(group, "--none-weight", 1.0, "weight of spans that are no entity")
+    _add_number(group, "--continuation-weight", 0.1, "weight of the loss of --continuation")
     _add_number(group, "--loss-divisor", 4.0, "the loss is divided by this times the number of gold spans")
     _add_number(group, "--token-noise", 0.0, "part of the tokens after the prompt that are masked")
     group.add_argument(

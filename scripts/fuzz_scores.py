@@ -3,7 +3,7 @@
 In: a number of documents and a seed. Out: progress, the first difference if there is one and, last, one JSON line.
 Every round draws documents (hyphens, apostrophes, emoji, several scripts, odd spaces, blank ones), labels, a width, a
 token budget and a number of positions, and runs a tiny random Llama in float64 with the packaged model's tokenizer.
-Run as `PYTHONPATH=.:tests/support python scripts/fuzz_scores.py`.
+Run as `PYTHONPATH=.:tests/support:scripts python scripts/fuzz_scores.py`.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tiny_pipelines import tiny_native, tiny_pipeline
+from tiny_pipelines import tiny_float64, tiny_pipeline
 from transformers import AutoTokenizer
 from varied_documents import random_text
 
@@ -93,9 +93,7 @@ def main() -> int:
     torch.set_num_threads(1)
     tokenizer = AutoTokenizer.from_pretrained(default_model())
     pipes = {
-        positions: tiny_pipeline(
-            tokenizer, tiny_native(vocab_size=len(tokenizer), max_position_embeddings=positions).double()
-        )
+        positions: tiny_pipeline(tokenizer, tiny_float64(vocab_size=len(tokenizer), max_position_embeddings=positions))
         for positions in sorted(set(POSITIONS))
     }
     random, tally, started = Random(arguments.seed), Tally(), time.perf_counter()

@@ -3,6 +3,7 @@
 Knows nothing of what the arrays mean.
 """
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,3 +25,15 @@ def bounds_of(lengths: IntArray) -> IntArray:
 def ramp_of(lengths: IntArray) -> IntArray:
     """Returns 0 .. length - 1 for each length, one run after the other."""
     return np.arange(int(lengths.sum())) - np.repeat(bounds_of(lengths)[:-1], lengths)
+
+
+def packed_runs(sizes: Sequence[float] | IntArray, budget: int) -> Iterator[range]:
+    """Cuts items of these sizes into consecutive runs of at most `budget` in all; a larger item is its own run."""
+    start, filled = 0, 0.0
+    for index, size in enumerate(sizes):
+        if index > start and filled + size > budget:
+            yield range(start, index)
+            start, filled = index, 0.0
+        filled += size
+    if start < len(sizes):
+        yield range(start, len(sizes))

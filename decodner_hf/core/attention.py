@@ -88,6 +88,9 @@ def decodner_attention(
         _check_prefix(prefix[0], key)
     if forest_metadata.cache is not None and forest_metadata.write:
         forest_metadata.cache.write_prefix(layer_idx, call, key, value)
+    if forest_metadata.kept_rows is not None:
+        forest_metadata.kept_rows.write(layer_idx, call, key, value)
+        key, value = forest_metadata.kept_rows.read(layer_idx, call, key.shape[2])
     window = _layer_window(module, sliding_window, forest_metadata)
     attend = choose_backend(query, key, value, prefix, scaling, softcap, s_aux)
     return attend(query, key, value, prefix, forest_metadata, window, scaling, softcap, s_aux), None
@@ -104,6 +107,8 @@ def _compiled_attention(
 ) -> torch.Tensor:
     """The kernel's operator by itself, which is all that a compiled layer may contain of attention."""
     layer.computed.append((key, value))
+    if layer.kept is not None:
+        key, value = torch.cat([layer.kept[0], key], dim=2), torch.cat([layer.kept[1], value], dim=2)
     attended: torch.Tensor = torch.ops.decodner.forest_attention(
         query, key, value, layer.prefix_key, layer.prefix_value, layer.tables, layer.limited,
         scaling, softcap, sinks, layer.config,

@@ -60,13 +60,15 @@ def forest_attention_flex(
         [1, N, H, Dv]; under autocast in its type.
 
     Raises:
-        ValueError: what `flex_supports` refuses.
+        ValueError: what `flex_supports` refuses; metadata with numbers or kept rows.
     """
     if not flex_supports(query, value, prefix, sinks):
         raise ValueError(
             f"FlexAttention takes one row of a multiple of {BLOCK} nodes, without prefix or sinks, with heads of at "
             f"least {SMALLEST_HEAD}, not {list(query.shape)}: use forest_attention."
         )
+    if not metadata.is_ordered or metadata.kept_rows is not None:
+        raise ValueError("FlexAttention serves whole forests in one pass: rounds run without gradients.")
     dtype = _working_type(query, value)
     attended = _compiled()(
         query.to(dtype),

@@ -7,6 +7,7 @@ Knows nothing of models, caches or labels.
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -22,14 +23,14 @@ class QueryBlock:
 
     Attributes:
         prefix_start: first prefix entry that any of the rows sees.
-        key_nodes: int64 [K], forest nodes that any of the rows sees.
-        mask: bool [end - start, P - prefix_start + K].
+        key_rows: int64 [R], kept rows and nodes that any of the rows sees.
+        mask: bool [end - start, P - prefix_start + R].
     """
 
     start: int
     end: int
     prefix_start: int
-    key_nodes: torch.Tensor
+    key_rows: torch.Tensor
     mask: torch.Tensor
 
 
@@ -46,12 +47,13 @@ def forest_attention(
 ) -> torch.Tensor:
     """Attention of N forest nodes over P prefix entries and their own ancestors, query block by query block.
 
-    Cost is near linear in documents: a block reads only the nodes that one of its rows can see.
+    The ancestors are among M rows: K kept from earlier rounds, then the N nodes. Cost is near linear in documents: a
+    block reads only the rows that one of its nodes can see.
 
     Args:
         query: [1, H, N, Dk], rotated.
-        key: [1, Hkv, N, Dk], rotated.
-        value: [1, Hkv, N, Dv].
+        key: [1, Hkv, M, Dk], rotated.
+        value: [1, Hkv, M, Dv].
         prefix: keys [1, Hkv, P, Dk] and values [1, Hkv, P, Dv], or None where P is 0.
         metadata: which nodes see which.
         window: the layer's window, by positions.
@@ -64,7 +66,7 @@ def forest_attention(
     """
     pieces = [query.new_empty(1, 0, query.shape[1], value.shape[3])]
     for block in metadata.once(query_blocks, window, query.device):
-        keys, values = key.index_select(2, block.key_nodes), value.index_select(2, block.key_nodes)
+        keys, values = key.index_select(2, block.key_rows), value.index_select(2, block.key_rows)
         if prefix is not None:
             keys = torch.cat([prefix[0][:, :, block.prefix_start :], keys], dim=2)
             values = torch.cat([prefix[1][:, :, block.prefix_start :], values], dim=2)
@@ -76,25 +78,22 @@ def forest_attention(
 
 def query_blocks(metadata: AttentionMetadata, window: LayerWindow, device: torch.device) -> list[QueryBlock]:
     """Cuts the nodes into blocks of consecutive query rows and finds what each of them sees."""
-    rows = BLOCK_ROWS.get(device.type, BLOCK_ROWS["cpu"])
-    lowest = torch.from_numpy(window.lowest_visible(metadata.position_ids.numpy()))
-    starts = range(0, metadata.num_nodes, rows)
-    return [_query_block(metadata, lowest, start, rows, device) for start in starts]
-
-
-def _query_block(
-    metadata: AttentionMetadata, lowest: torch.Tensor, start: int, rows: int, device: torch.device
-) -> QueryBlock:
-    end = min(start + rows, metadata.num_nodes)
-    queries, ends, lowest = torch.arange(start, end), metadata.subtree_end, lowest[start:end]
-    key_nodes = torch.nonzero(ends[:end] >= start).squeeze(1)
-    seen = (key_nodes[None, :] <= queries[:, None]) & (ends[key_nodes][None, :] >= queries[:, None])
-    seen &= metadata.position_ids[key_nodes][None, :] >= lowest[:, None]
-    useful = seen.any(dim=0)
-    prefix_start = min(int(lowest.min()), metadata.prefix_length)
-    prefix_seen = torch.arange(prefix_start, metadata.prefix_length)[None, :] >= lowest[:, None]
-    mask = torch.cat([prefix_seen, seen[:, useful]], dim=1)
-    return QueryBlock(start, end, prefix_start, key_nodes[useful].to(device), mask.to(device))
+    size, kept = BLOCK_ROWS.get(device.type, BLOCK_ROWS["cpu"]), metadata.num_kept
+    rows, lowest = metadata.key_rows(), window.lowest_visible(metadata.own_rows().positions)
+    blocks = []
+    for start in range(0, metadata.num_nodes, size):
+        end = min(start + size, metadata.num_nodes)
+        numbers, block_lowest = rows.numbers[kept + start : kept + end], lowest[start:end, None]
+        near = np.flatnonzero((rows.numbers <= numbers.max()) & (rows.subtree_end >= numbers.min()))
+        seen = (rows.numbers[near] <= numbers[:, None]) & (numbers[:, None] <= rows.subtree_end[near])
+        seen &= rows.positions[near] >= block_lowest
+        useful = seen.any(axis=0)
+        prefix_start = min(int(block_lowest.min()), metadata.prefix_length)
+        prefix_seen = np.arange(prefix_start, metadata.prefix_length) >= block_lowest
+        mask = torch.from_numpy(np.concatenate([prefix_seen, seen[:, useful]], axis=1))
+        key_rows = torch.from_numpy(near[useful])
+        blocks.append(QueryBlock(start, end, prefix_start, key_rows.to(device), mask.to(device)))
+    return blocks
 
 
 def masked_attention(
@@ -148,19 +147,18 @@ def forest_attention_reference(
     softcap: float | None = None,
     sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """`forest_attention` written out with one dense mask [N, P + N] and no other library call than matmul; the oracle.
+    """`forest_attention` written out with one dense mask [N, P + M] and no other library call than matmul; the oracle.
 
-    Node i sees every prefix entry, and node j iff j <= i <= subtree_end[j]; of both, what its window admits.
-    Computes in at least float32. Arguments and result as `forest_attention`.
+    Node i sees every prefix entry, and row j iff numbers[j] <= numbers[i] <= subtree_end[j]; of both, what its window
+    admits. Computes in at least float32. Arguments and result as `forest_attention`.
     """
     exact = torch.promote_types(query.dtype, torch.float32)
-    nodes = torch.arange(query.shape[2], device=query.device)
-    subtree_end, positions = metadata.subtree_end.to(query.device), metadata.position_ids.to(query.device)
-    lowest = torch.from_numpy(window.lowest_visible(metadata.position_ids.numpy())).to(query.device)
-    ancestor = (nodes[None, :] <= nodes[:, None]) & (nodes[:, None] <= subtree_end[None, :])
-    prefix_positions = torch.arange(metadata.prefix_length, device=query.device)
-    mask = torch.cat([torch.ones_like(ancestor[:, :1]).expand(-1, metadata.prefix_length), ancestor], dim=1)
-    mask = mask & (torch.cat([prefix_positions, positions])[None, :] >= lowest[:, None])
+    own, rows = metadata.own_rows(), metadata.key_rows()
+    ancestor = (rows.numbers <= own.numbers[:, None]) & (own.numbers[:, None] <= rows.subtree_end)
+    whole_prefix = np.ones((len(own.numbers), metadata.prefix_length), bool)
+    positions = np.concatenate([np.arange(metadata.prefix_length), rows.positions])
+    inside = positions >= window.lowest_visible(own.positions)[:, None]
+    mask = torch.from_numpy(np.concatenate([whole_prefix, ancestor], axis=1) & inside).to(query.device)
     if prefix is not None:
         key, value = torch.cat([prefix[0], key], dim=2), torch.cat([prefix[1], value], dim=2)
     groups = query.shape[1] // key.shape[1]

@@ -101,8 +101,8 @@ def forest_attention_triton(
 
     Args:
         query: [1, H, N, Dk], rotated; float16, bfloat16 or float32, Dk <= 256; heads and nodes in any strides.
-        key: [1, Hkv, N, Dk], rotated, Hkv a divisor of H.
-        value: [1, Hkv, N, Dv], Dv <= 256.
+        key: [1, Hkv, M, Dk], rotated, Hkv a divisor of H; the rows kept from earlier rounds, then the N nodes.
+        value: [1, Hkv, M, Dv], Dv <= 256.
         prefix: keys [1, Hkv, P, Dk] and values [1, Hkv, P, Dv], or None where P is 0.
         metadata: which nodes see which; keeps the block map for the next layer.
         window: the layer's window, by positions.
@@ -135,10 +135,11 @@ def forest_attention_triton(
         raise ValueError(
             f"a prefix of {held} tokens was given, but the metadata speaks of {block_map.prefix_length}: make it anew."
         )
-    return torch.ops.decodner.forest_attention(
+    attended: torch.Tensor = torch.ops.decodner.forest_attention(
         query, key, value, prefix_key, prefix_value, block_map.tables, block_map.limited,
         scaling, softcap, sinks, [int(setting) for setting in astuple(config)],
     )  # fmt: skip
+    return attended
 
 
 @torch.library.custom_op("decodner::forest_attention", mutates_args=())
@@ -157,7 +158,7 @@ def _forest_attention_operator(
 ) -> torch.Tensor:
     """The kernel's launch; `config` are the fields of a `KernelConfig`, `tables` those of `BlockMap`."""
     _, heads, num_nodes, key_size = query.shape
-    kv_heads, value_size = key.shape[1], value.shape[3]
+    kv_heads, num_keys, value_size = key.shape[1], key.shape[2], value.shape[3]
     query = _unit_stride(query)
     out = query.new_empty(1, num_nodes, heads, value_size)
     if not num_nodes:
@@ -166,14 +167,15 @@ def _forest_attention_operator(
     prefix = [key, value]  # never read where P is 0
     if prefix_key is not None and prefix_value is not None and prefix_key.shape[2]:
         prefix_length, prefix = prefix_key.shape[2], [prefix_key, prefix_value]
-    setting = KernelConfig(*config)
+    fields: Sequence[Any] = config
+    setting = KernelConfig(*fields)
     operands = [_unit_stride(tensor) for tensor in (key, value, *prefix)]
     strides = [stride for tensor in (query, *operands) for stride in tensor.stride()[1:3]]
     tma = setting.tma and all(map(_is_aligned, operands))
     sources = operands[:2] + operands  # forest for partial tiles, forest for full ones, prefix
     if tma:
-        rows = [setting.block_n] * 2 + [setting.block_p] * 4
-        sources = [_descriptor(tensor, block) for tensor, block in zip(sources, rows, strict=True)]
+        blocks = [setting.block_n] * 2 + [setting.block_p] * 4
+        sources = [_descriptor(tensor, block) for tensor, block in zip(sources, blocks, strict=True)]
     programs = count_query_tiles(num_nodes, heads // kv_heads, setting.block_m) * kv_heads
     splits = 1 if limited else _splits(programs, prefix_length, setting.resident, query.device)
     kept = splits if splits > 1 else 0
@@ -182,7 +184,7 @@ def _forest_attention_operator(
     with torch.cuda.device_of(query):  # Triton launches on the current device
         forest_attention_kernel[(programs, splits)](
             query, *sources, query if sinks is None else sinks, out, parts, lse, tables,
-            *strides, num_nodes, kv_heads, splits,
+            *strides, num_nodes, num_keys, kv_heads, splits,
             scale=LOG2_E if softcap is not None else scaling * LOG2_E,
             cap=1.0 if softcap is None else softcap,
             cap_scale=1.0 if softcap is None else scaling / softcap,

@@ -1,9 +1,9 @@
 """Builds the block map of the attention kernel: which tiles of keys each tile of query rows reads.
 
 In: a pass's metadata, a layer's window, the kernel's tile sizes. Out: `BlockMap`, int32 tables.
-A query tile is `block_m` consecutive rows, a row being one node and one of the `group` query heads that share a
-key/value head. Its tiles of forest keys are counted back from its own last node, so that they need not start at
-multiples of their size. Knows nothing of the kernel, of models or of devices' properties.
+A query tile holds `block_m` pairs of a node and one of the `group` query heads that share a key/value head, node after
+node. Its tiles of forest keys are counted back from its own last node, or from the last row where nodes are numbered,
+so that they need not start at multiples of their size. Knows nothing of the kernel, models or devices' properties.
 """
 
 from collections.abc import Callable
@@ -14,11 +14,12 @@ import torch
 
 from .arrays import IndexArray
 from .attention_metadata import AttentionMetadata
+from .kept_rows import RowStructure
 from .layer_window import LayerWindow
 
 COARSE_BLOCKS = 8  # key tiles that are looked at together first, where many may be read
 TILE_COLUMNS = 8  # of a query tile in `BlockMap.tables`; a row is one aligned 32-byte read
-LAST_POSITION = np.iinfo(np.int32).max
+LAST = np.iinfo(np.int32).max  # above every number and position
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class TileShape:
 
 @dataclass(frozen=True)
 class BlockMap:
-    """The key tiles of T query tiles over N nodes and P prefix entries.
+    """The key tiles of T query tiles over P prefix entries and M rows: K kept ones, then the N nodes.
 
     Attributes:
         tables: int32, flat, what the kernel reads, one part after the other:
@@ -48,9 +49,9 @@ class BlockMap:
             first partial tile among the key starts and the end of the partial tiles (exclusive); the same of its full
             tiles; the prefix entry at which its first prefix tile starts; the one from which on its prefix tiles need
             no window mask; P.
-            nodes [1, N]: subtree end; [3, N] where the window is limited: position, and the lowest position that the
-            node sees, too.
-            key starts [K]: first node of each key tile, negative where a partial one begins before the forest does.
+            rows [2, M]: number and subtree end; [4, M] where the window is limited: position, and the lowest position
+            that the row sees, too.
+            key starts: first row of each key tile, negative where a partial one begins before the first row.
         limited: whether the layer's window hides anything.
         prefix_length: P.
     """
@@ -77,47 +78,47 @@ def count_query_tiles(nodes: int, group: int, block_m: int) -> int:
 
 def most_table_entries(nodes: int, shape: TileShape) -> int:
     """Entries of the tables of that many nodes before the key starts, at most."""
-    return count_query_tiles(nodes, shape.group, shape.block_m) * TILE_COLUMNS + 3 * nodes
+    return count_query_tiles(nodes, shape.group, shape.block_m) * TILE_COLUMNS + 4 * nodes
 
 
 def block_map_arrays(metadata: AttentionMetadata, window: LayerWindow, shape: TileShape) -> list[IndexArray]:
     """Builds the block map: the parts of `BlockMap.tables`, int32, flat, on the host; the key starts are the last two.
 
-    A key tile is read iff one of its nodes is an ancestor of a row's node, or the node itself; it is full iff every
-    row sees every one of its nodes. What is read and not full is cut into partial tiles, of which those without an
-    ancestor are left out again. Tiles that the window hides from all rows are not read.
+    A key tile is read iff one of its rows can be an ancestor of a query tile's node, or the node itself, by the least
+    and the greatest of their numbers and subtree ends; it is full iff every node sees every one of its rows. What is
+    read and not full is cut into partial tiles, of which those without an ancestor are left out again. Tiles that the
+    window hides from all nodes are not read.
     """
-    prefix_length = metadata.prefix_length
-    positions = metadata.position_ids.numpy().astype(np.int32)
-    ends = metadata.subtree_end.numpy().astype(np.int32, copy=False)
-    tiles = count_query_tiles(len(ends), shape.group, shape.block_m)
-    bounds = np.arange(tiles + 1, dtype=np.int32) * shape.block_m
-    first, last = bounds[:-1] // shape.group, np.minimum((bounds[1:] - 1) // shape.group, len(ends) - 1)
-    nodes: list[IndexArray] = [ends]
+    prefix_length, kept = metadata.prefix_length, metadata.num_kept
+    keys = metadata.key_rows()
+    count = count_query_tiles(metadata.num_nodes, shape.group, shape.block_m)
+    bounds = np.arange(count + 1, dtype=np.int32) * shape.block_m
+    first, last = bounds[:-1] // shape.group, np.minimum((bounds[1:] - 1) // shape.group, metadata.num_nodes - 1)
+    low, high = (first, last) if metadata.is_ordered else _row_extremes(keys.numbers[kept:], first, last)
+    tables: list[IndexArray] = [keys.numbers, keys.subtree_end]
     least: IndexArray = np.zeros_like(first)
     most = least
     if window.is_limited:
-        lowest = window.lowest_visible(positions)
-        least, most = _row_extremes(lowest, first, last)
-        nodes = [ends, positions, lowest]
-    rows = _QueryTiles(first, last, least, most)
-    partial_of, partial_starts, full_of, full_starts = _key_tiles(
-        positions, ends, rows, prefix_length, shape, window.is_limited
-    )
-    partials, fulls = (np.bincount(tile_of, minlength=tiles) for tile_of in (partial_of, full_of))
+        lowest = window.lowest_visible(keys.positions)
+        least, most = _row_extremes(lowest[kept:], first, last)
+        tables += [keys.positions, lowest]
+    tiles = _QueryTiles(low, high, least, most, metadata.is_ordered)
+    deepest = keys.positions.max(initial=prefix_length) - prefix_length
+    partial_of, partial_starts, full_of, full_starts = _key_tiles(keys, tiles, deepest, shape, window.is_limited)
+    partials, fulls = (np.bincount(tile_of, minlength=count) for tile_of in (partial_of, full_of))
     prefix_tiles = prefix_length // shape.block_p
     prefix_first = np.minimum(least // shape.block_p, prefix_tiles)
     prefix_unmasked = np.minimum(-(-most // shape.block_p), prefix_tiles)
     work = partials * shape.block_n + (fulls + prefix_tiles - prefix_first) * shape.block_p
     order = np.argsort(-work, kind="stable")
     partial_end, full_end = np.cumsum(partials), len(partial_starts) + np.cumsum(fulls)
-    table = np.empty((tiles, TILE_COLUMNS), np.int32)
+    table = np.empty((count, TILE_COLUMNS), np.int32)
     table[:, 0] = order
     table[:, 1], table[:, 2] = (partial_end - partials)[order], partial_end[order]
     table[:, 3], table[:, 4] = (full_end - fulls)[order], full_end[order]
     table[:, 5], table[:, 6] = prefix_first[order] * shape.block_p, prefix_unmasked[order] * shape.block_p
     table[:, 7] = prefix_length
-    return [table.ravel(), *nodes, partial_starts, full_starts]
+    return [table.ravel(), *tables, partial_starts, full_starts]
 
 
 def _row_extremes(values: IndexArray, first: IndexArray, last: IndexArray) -> tuple[IndexArray, IndexArray]:
@@ -134,57 +135,73 @@ def _row_extremes(values: IndexArray, first: IndexArray, last: IndexArray) -> tu
 
 @dataclass(frozen=True)
 class _QueryTiles:
-    """Per query tile [T]: its first and last node, and the least and greatest lowest visible position of its nodes."""
+    """Per query tile [T]: the range of its nodes' numbers, and the range of the lowest positions that they see.
 
-    first: IndexArray
-    last: IndexArray
+    `ordered` says that numbers are indices of the key rows, so that no later row is an ancestor.
+    """
+
+    low: IndexArray
+    high: IndexArray
     least: IndexArray
     most: IndexArray
+    ordered: bool
 
 
 def _key_tiles(
-    positions: IndexArray, ends: IndexArray, rows: _QueryTiles, prefix_length: int, shape: TileShape, limited: bool
+    keys: RowStructure, tiles: _QueryTiles, deepest: int, shape: TileShape, limited: bool
 ) -> tuple[IndexArray, IndexArray, IndexArray, IndexArray]:
-    """The forest's key tiles: query tile and first node of each partial one, the same of each full one."""
-    deepest = positions.max(initial=prefix_length) - prefix_length
+    """The forest's key tiles: query tile and first row of each partial one, the same of each full one."""
     if deepest + 1 < shape.block_p:  # no node has as many ancestors as a full tile holds
-        query_tile, starts = _blocks_read(ends, rows, shape.block_n)
+        query_tile, starts = _blocks_read(keys, tiles, shape.block_n)
         full_of, full_starts = query_tile[:0], starts[:0]
     else:
-        query_tile, starts = _blocks_read(ends, rows, shape.block_p)
-        full = (starts >= 0) & (starts + shape.block_p <= rows.first[query_tile])
-        full &= _extremes(ends, shape.block_p, np.minimum, -1)[starts + shape.block_p - 1] >= rows.last[query_tile]
+        query_tile, starts = _blocks_read(keys, tiles, shape.block_p)
+        at = starts + shape.block_p - 1
+        highest = at if tiles.ordered else _extremes(keys.numbers, shape.block_p, np.maximum, LAST)[at]
+        full = (starts >= 0) & (highest <= tiles.low[query_tile])
+        full &= _extremes(keys.subtree_end, shape.block_p, np.minimum, -1)[at] >= tiles.high[query_tile]
         if limited:
-            nearest = _extremes(positions, shape.block_p, np.minimum, LAST_POSITION)[starts + shape.block_p - 1]
-            full &= nearest >= rows.most[query_tile]
+            full &= _extremes(keys.positions, shape.block_p, np.minimum, LAST)[at] >= tiles.most[query_tile]
         full_of, full_starts = query_tile[full], starts[full]
         query_tile, starts = _cut(query_tile[~full], starts[~full], shape.block_p, shape.block_n)
-        query_tile, starts = _with_ancestors(ends, rows, query_tile, starts, shape.block_n)
+        query_tile, starts = _with_ancestors(keys, tiles, query_tile, starts, shape.block_n)
     if limited:
-        nearest = _extremes(positions, shape.block_n, np.maximum, -1)[starts + shape.block_n - 1]
-        inside = nearest >= rows.least[query_tile]
+        nearest = _extremes(keys.positions, shape.block_n, np.maximum, -1)[starts + shape.block_n - 1]
+        inside = nearest >= tiles.least[query_tile]
         query_tile, starts = query_tile[inside], starts[inside]
     return query_tile, starts, full_of, full_starts
 
 
-def _blocks_read(ends: IndexArray, rows: _QueryTiles, block: int) -> tuple[IndexArray, IndexArray]:
-    """Finds the tiles of `block` nodes that hold an ancestor of a query tile's node, or the node itself.
+def _blocks_read(keys: RowStructure, tiles: _QueryTiles, block: int) -> tuple[IndexArray, IndexArray]:
+    """Finds the tiles of `block` rows that hold an ancestor of a query tile's node, or the node itself.
 
     Returns:
-        Query tile and first node of each.
+        Query tile and first row of each.
     """
-    earliest = np.searchsorted(np.maximum.accumulate(ends), rows.first)  # the first node that a row can see
-    reach = rows.last + 1 - earliest
+    if tiles.ordered:
+        width, query_tile, starts = _reachable_blocks(keys.subtree_end, tiles, block)
+    else:  # every query tile with every wide block of a grid that ends at the last row
+        width = block * COARSE_BLOCKS
+        rows, count = len(keys.numbers), len(tiles.low)
+        grid = rows - width * np.arange(1, -(-rows // width) + 1, dtype=np.int32)
+        query_tile, starts = np.repeat(np.arange(count, dtype=np.int32), len(grid)), np.tile(grid, count)
+    query_tile, starts = _with_ancestors(keys, tiles, query_tile, starts, width)
+    if width > block:
+        query_tile, starts = _cut(query_tile, starts, width, block)
+        query_tile, starts = _with_ancestors(keys, tiles, query_tile, starts, block)
+    return query_tile, starts
+
+
+def _reachable_blocks(ends: IndexArray, tiles: _QueryTiles, block: int) -> tuple[int, IndexArray, IndexArray]:
+    """The blocks from the first node that a query tile can see to its own last node, and how wide they are."""
+    earliest = np.searchsorted(np.maximum.accumulate(ends), tiles.low)
+    reach = tiles.high + 1 - earliest
     width = block if reach.sum() <= block * COARSE_BLOCKS * len(reach) else block * COARSE_BLOCKS
     counts = -(-reach // width)
     query_tile: IndexArray = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
-    first_starts = (rows.last + 1 - np.cumsum(counts) * width).astype(np.int32)
+    first_starts = (tiles.high + 1 - np.cumsum(counts) * width).astype(np.int32)
     starts: IndexArray = first_starts[query_tile] + width * np.arange(len(query_tile), dtype=np.int32)
-    query_tile, starts = _with_ancestors(ends, rows, query_tile, starts, width)
-    if width > block:
-        query_tile, starts = _cut(query_tile, starts, width, block)
-        query_tile, starts = _with_ancestors(ends, rows, query_tile, starts, block)
-    return query_tile, starts
+    return width, query_tile, starts
 
 
 def _cut(query_tile: IndexArray, starts: IndexArray, width: int, narrower: int) -> tuple[IndexArray, IndexArray]:
@@ -196,11 +213,14 @@ def _cut(query_tile: IndexArray, starts: IndexArray, width: int, narrower: int) 
 
 
 def _with_ancestors(
-    ends: IndexArray, rows: _QueryTiles, query_tile: IndexArray, starts: IndexArray, width: int
+    keys: RowStructure, tiles: _QueryTiles, query_tile: IndexArray, starts: IndexArray, width: int
 ) -> tuple[IndexArray, IndexArray]:
-    """Keeps the tiles of `width` nodes of which at least one node's subtree reaches the query tile."""
-    sees = _extremes(ends, width, np.maximum, -1)[starts + width - 1] >= rows.first[query_tile]
-    return query_tile[sees], starts[sees]
+    """Keeps the tiles of `width` rows of which a subtree can reach the query tile."""
+    at = starts + width - 1
+    reads = _extremes(keys.subtree_end, width, np.maximum, -1)[at] >= tiles.low[query_tile]
+    if not tiles.ordered:
+        reads &= _extremes(keys.numbers, width, np.minimum, LAST)[at] <= tiles.high[query_tile]
+    return query_tile[reads], starts[reads]
 
 
 def _extremes(values: IndexArray, width: int, extreme: Callable[..., IndexArray], outside: int) -> IndexArray:

@@ -263,12 +263,17 @@ def check_structure(
             f"position ids run from {int(positions.min())} to {int(positions.max())}, but the prefix has "
             f"{metadata.prefix_length} tokens: a node's position is the prefix length plus its depth in the forest."
         )
-    if nodes_limit is not None and ends.size > nodes_limit:
+    check_limits(metadata, positions_limit, nodes_limit)
+
+
+def check_limits(metadata: AttentionMetadata, positions_limit: PositionLimit | None, nodes_limit: int | None) -> None:
+    """Raises a ValueError where a pass has too many nodes or too high positions; arguments as `check_structure`."""
+    nodes, last = metadata.num_nodes, int(metadata.position_ids.max())
+    if nodes_limit is not None and nodes > nodes_limit:
         raise ValueError(
-            f"{ends.size} nodes were given, but this model scales its queries by their index in the row from "
+            f"{nodes} nodes were given, but this model scales its queries by their index in the row from "
             f"{nodes_limit} on: score at most {nodes_limit} nodes a pass."
         )
-    last = int(positions.max())
     if positions_limit is not None and last >= positions_limit.limit:
         raise ValueError(
             f"prefix and spans reach position {last}, but only positions below {positions_limit.limit} can be used: "

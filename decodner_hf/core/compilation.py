@@ -136,8 +136,10 @@ class LayerCall:
     kept: tuple[int, int, torch.dtype, torch.device]
 
     def inputs(self, metadata: AttentionMetadata) -> LayerInputs | None:
-        """What the layer reads of a pass; None without a cached prefix, for a single node, or for other dtypes."""
+        """What the layer reads of a pass; None without a cached prefix, for a single row, or for other dtypes."""
         if metadata.cache is None or metadata.prefix_length < LEAST or metadata.num_nodes < LEAST:
+            return None
+        if 0 < metadata.num_kept < LEAST:
             return None
         prefix_key, prefix_value = metadata.cache.read_prefix(self.layer_idx, 0)
         if _kind(prefix_key) != self.kept:
@@ -149,7 +151,14 @@ class LayerCall:
             tables=block_map.tables,
             limited=block_map.limited,
             config=self.config,
+            kept=self._kept(metadata),
         )
+
+    def _kept(self, metadata: AttentionMetadata) -> tuple[torch.Tensor, torch.Tensor] | None:
+        if metadata.kept_rows is None or not metadata.num_kept:
+            return None
+        key, value = metadata.kept_rows.read(self.layer_idx, 0)
+        return key.data, value.data
 
 
 class CompiledLayer:
@@ -170,6 +179,8 @@ class CompiledLayer:
         states = self.run(self.layer, *args, **(kwargs | {"forest_metadata": None, "forest_layer": inputs}))
         if metadata.write and metadata.cache is not None:
             metadata.cache.write_prefix(self.call.layer_idx, 0, *inputs.computed[0])
+        if metadata.kept_rows is not None:
+            metadata.kept_rows.write(self.call.layer_idx, 0, *inputs.computed[0])
         return states
 
 

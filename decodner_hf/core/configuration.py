@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from transformers import AutoConfig, PreTrainedConfig
 
 from .transformers_private import CONFIG_KEYS, CONFIG_PATH
-from .validation import is_count
+from .validation import check_number, is_count
 
 OVERLAPS = ("flat", "nested", "all")
 FLAT_SELECTIONS = ("greedy", "exact")
@@ -78,6 +78,8 @@ class DecodNERConfig(PreTrainedConfig):
         temperature: label logits are divided by this before the softmax, > 0.
         overlap: "flat" (no two entities overlap), "nested" (none cross) or "all".
         flat_selection: "greedy" (best score first) or "exact" (the best non-overlapping set).
+        continuation: whether the model was trained to say, at the end of a span, if a longer entity begins with it.
+        growth_threshold: with `continuation`, the probability from which on a span goes on, in [0, 1].
 
     Raises:
         ValueError: a value outside its range, or a keyword that neither this class nor transformers knows.
@@ -96,6 +98,8 @@ class DecodNERConfig(PreTrainedConfig):
     temperature: float = 1.0
     overlap: str = "flat"
     flat_selection: str = "greedy"
+    continuation: bool = False
+    growth_threshold: float = 0.01
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Completes nested parts and validates every value; see the class docstring."""
@@ -109,6 +113,9 @@ class DecodNERConfig(PreTrainedConfig):
             str(label): check_threshold(value, f"label {label!r}")
             for label, value in dict(self.label_thresholds or {}).items()
         }
+        check_number("growth_threshold", self.growth_threshold, 0.0, 1.0)
+        if not isinstance(self.continuation, bool):
+            raise ValueError(f"continuation must be True or False, not {self.continuation!r}.")
         if not self.temperature > 0.0:
             raise ValueError(f"temperature must be greater than 0, not {self.temperature!r}.")
         if self.overlap not in OVERLAPS:

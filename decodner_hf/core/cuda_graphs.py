@@ -42,8 +42,8 @@ class Captured:
 class SpanPassGraphs:
     """The graphs of a model's span passes.
 
-    They hold, for as long as the model lives: the activations of the largest pass met; a copy of the prefix's keys and
-    values, room for 4,096 tokens; and what the driver keeps for at most 128 graphs. Before every pass the model's
+    They hold, for as long as the model lives: the activations of the largest pass so far; a copy of the prefix's keys
+    and values, room for 4,096 tokens; and what the driver keeps for at most 128 graphs. Before every pass the model's
     modules and parameters are compared with those that the graphs read: where some were replaced or moved, the graphs
     are dropped and captured anew. Weights written in place need nothing, for the graphs read them where they are.
 
@@ -86,8 +86,8 @@ class SpanPassGraphs:
 
         Returns:
             [S, U] in memory of its own; None where no graph serves such a pass (with gradients, under autocast, over
-            no cached prefix, for several prompts, tensors that are not on the CPU), at the first pass of a size, and
-            where memory for a graph ran out.
+            no cached prefix, with numbers or kept rows, for several prompts, tensors that are not on the CPU), at the
+            first pass of a size, and where memory for a graph ran out.
         """
         size = self._size(metadata, token_ids, at, symbols)
         if size is None:
@@ -143,6 +143,8 @@ class SpanPassGraphs:
     ) -> PassSize | None:
         """The size of the graph that serves such a pass, or None."""
         if metadata.cache is None or self._backbone.training or torch.is_grad_enabled():
+            return None
+        if not metadata.is_ordered or metadata.kept_rows is not None:
             return None
         if torch.is_autocast_enabled(_embedding(self._backbone).device.type):  # a graph has its dtypes fixed
             return None

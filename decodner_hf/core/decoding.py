@@ -9,12 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from .arrays import FloatArray, IntArray
 from .selection import documents_of, select_spans
-
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -132,7 +130,7 @@ def decode_entities(
     """
     scores = label_scores(label_logits, temperature, multi_label)
     if len(labels) != scores.shape[1] - 1:
-        raise ValueError(f"{len(labels)} labels but label_logits has {scores.shape[1]} columns: None and one a label.")
+        raise ValueError(f"{len(labels)} labels but label_logits has {scores.shape[1]} columns: None and each label.")
     if len(start_word) != len(scores) or len(end_word) != len(scores):
         raise ValueError(f"{len(start_word)} and {len(end_word)} word bounds for {len(scores)} spans.")
     span, label, score = select_spans(

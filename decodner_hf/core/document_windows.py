@@ -7,19 +7,22 @@ Knows nothing of models but their number of positions, nor of attention, scores 
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from .arrays import IntArray
+from .arrays import BoolArray, IntArray
 from .pipeline_io import Document, PreparedDocument, Settings
 from .prompting import EncodedPrompt, Labels, PromptTemplate
 from .spans import CandidateSpans, DocumentError, EncodedDocument, encode_documents
 from .tokenization import continuation_ids, encode_with_offsets
 
 logger = logging.getLogger(__name__)
+
+
+SHORTEST_OVERLONG = 16  # tokens: a shorter word is never left out
 
 
 class NoWindowError(ValueError):
@@ -113,16 +116,110 @@ def truncate_document(
     return replace(document, chain_token_ids=chains[0], candidates=kept), length
 
 
+@dataclass(frozen=True)
+class DocumentPart:
+    """A run of words of a document.
+
+    Attributes:
+        alone: the part as a document of its own: text, offsets and word indices are those of the part.
+        first_word: index in the whole document of its first word.
+        last_word: one past that of its last one.
+    """
+
+    alone: EncodedDocument
+    first_word: int
+    last_word: int
+
+    def within(self, whole: EncodedDocument, window: EncodedDocument) -> EncodedDocument:
+        """Returns a window of the part with the text, offsets and word indices of the whole document."""
+        candidates = _shifted(window.candidates, int(whole.word_starts[self.first_word]), self.first_word)
+        return replace(whole, chain_token_ids=window.chain_token_ids, candidates=candidates)
+
+
+def split_around_overlong_words(
+    document: EncodedDocument, max_tokens: int, tokenizer: PreTrainedTokenizerBase, template: PromptTemplate
+) -> list[DocumentPart]:
+    """Cuts a document into the parts between words that no window can hold (URLs, base64), which are not read.
+
+    Words are left out from the longest down, until the rest fits into windows.
+
+    Args:
+        document: what `encode_documents` made of a text, with all runs of words as candidates.
+        max_tokens: room for the chain and the longest candidate after it.
+        tokenizer: the tokenizer that `document` was encoded with.
+        template: likewise.
+
+    Raises:
+        NoWindowError: words of `SHORTEST_OVERLONG` tokens or fewer do not fit, or there are no others.
+    """
+    span_words = (document.candidates.end_word - document.candidates.start_word).max(initial=1)
+    lowest = max(SHORTEST_OVERLONG, max_tokens // (3 * int(span_words)))  # so many of such words fit beside each other
+    token_starts, token_ends = _token_bounds(document, tokenizer, template)
+    lengths = token_ends - token_starts
+    limit = max(int(lengths.max(initial=0)) // 2, lowest)
+    while True:
+        parts = _parts_without(document, lengths > limit, tokenizer, template)
+        try:
+            for part in parts:
+                split_into_windows(part.alone, max_tokens, tokenizer, template)
+        except NoWindowError:
+            if limit == lowest:
+                raise
+            limit = max(limit // 2, lowest)
+        else:
+            return parts
+
+
+def _parts_without(
+    document: EncodedDocument, left_out: BoolArray, tokenizer: PreTrainedTokenizerBase, template: PromptTemplate
+) -> list[DocumentPart]:
+    """Returns the runs of words that `left_out`, bool [W], leaves; at least one, which may have no words."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[True], left_out, [True]])))
+    bounds = list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)) or [(0, 0)]
+    starts, ends = np.append(document.word_starts, 0), np.append(0, document.word_ends)
+    head, tail = template.document_head, template.document_tail
+    texts = [document.text[starts[first] : ends[last]] if last else "" for first, last in bounds]
+    chains = continuation_ids(tokenizer, [f"{head}{text}{tail}" for text in texts])
+    candidates = document.candidates
+    parts = []
+    for (first, last), text, chain in zip(bounds, texts, chains, strict=True):
+        inside = candidates.select((candidates.start_word >= first) & (candidates.end_word <= last))
+        start = int(starts[first])
+        words = document.word_starts[first:last] - start, document.word_ends[first:last] - start
+        part = EncodedDocument(text, chain, *words, _shifted(inside, -start, -first))
+        parts.append(DocumentPart(part, first, last))
+    return parts
+
+
+def _shifted(candidates: CandidateSpans, characters: int, words: int) -> CandidateSpans:
+    return CandidateSpans(
+        candidates.start + characters,
+        candidates.end + characters,
+        candidates.start_word + words,
+        candidates.end_word + words,
+        candidates.paths,
+    )
+
+
+def _token_bounds(
+    document: EncodedDocument, tokenizer: PreTrainedTokenizerBase, template: PromptTemplate
+) -> tuple[IntArray, IntArray]:
+    """Returns how many of the document's tokens begin before each word, and before its end, int64 [W] each."""
+    head, tail, text = template.document_head, template.document_tail, document.text
+    ((_, token_starts, _),) = encode_with_offsets(tokenizer, [f"{head}{text}{tail}"])
+    reached = np.maximum.accumulate(token_starts)
+    before, until = (
+        np.searchsorted(reached, bounds + len(head)) for bounds in (document.word_starts, document.word_ends)
+    )
+    return before, until
+
+
 def _fit_windows(
     document: EncodedDocument, room: int, tokenizer: PreTrainedTokenizerBase, template: PromptTemplate, overlap: float
 ) -> tuple[IntArray, IntArray, list[IntArray]]:
     """Returns each window's first word, one past its last one, and its chain of at most `room` tokens."""
     head, tail, text = template.document_head, template.document_tail, document.text
-    ((_, token_starts, _),) = encode_with_offsets(tokenizer, [f"{head}{text}{tail}"])
-    reached = np.maximum.accumulate(token_starts)
-    token_starts, token_ends = (
-        np.searchsorted(reached, bounds + len(head)) for bounds in (document.word_starts, document.word_ends)
-    )  # [W] each: tokens that begin before the word, and before its end
+    token_starts, token_ends = _token_bounds(document, tokenizer, template)
     frame = len(continuation_ids(tokenizer, [f"{head}{tail}"])[0])
     if frame > room:
         raise NoWindowError(
@@ -228,7 +325,9 @@ class DocumentEncoder:
 
     def _prepare(self, source: Document, encoded: EncodedDocument, settings: Settings) -> PreparedDocument:
         try:
-            whole = PreparedDocument(source, encoded, (encoded,), self.prompts(source.labels))
+            threshold = settings.growth_threshold if settings.growth else None
+            prompts = self.prompts(source.labels)
+            whole = PreparedDocument(source, encoded, (encoded,), prompts, growth_threshold=threshold)
             return (
                 whole if self.max_positions is None else self._fit(whole, self.max_positions, settings.long_documents)
             )
@@ -248,8 +347,41 @@ class DocumentEncoder:
                 f"the document needs {needed} tokens with its longest span, but only {room} positions are left after "
                 f'the prompt ({self.reason}). Use long_documents="window" or "truncate", or split it.'
             )
+        try:
+            return self._cut(whole, room, long_documents)
+        except NoWindowError:
+            if whole.source.spans is not None:  # each of them was asked for
+                raise
+        return self._without_overlong_words(whole, room, long_documents)
+
+    def _cut(self, whole: PreparedDocument, room: int, long_documents: str) -> PreparedDocument:
+        """Cuts a document into windows, or keeps its beginning."""
+        document = whole.document
         if long_documents == "window":
-            return replace(whole, windows=tuple(split_into_windows(encoded, room, self.tokenizer, self.template)))
-        beginning, kept = truncate_document(encoded, room, self.tokenizer, self.template)
-        logger.warning("A document of %d characters is truncated after character %d.", len(encoded.text), kept)
+            return replace(whole, windows=tuple(split_into_windows(document, room, self.tokenizer, self.template)))
+        beginning, kept = truncate_document(document, room, self.tokenizer, self.template)
+        logger.warning("A document of %d characters is truncated after character %d.", len(document.text), kept)
         return replace(whole, windows=(beginning,), truncated_at=kept)
+
+    def _without_overlong_words(self, whole: PreparedDocument, room: int, long_documents: str) -> PreparedDocument:
+        """Cuts a document around the words that no window can hold; a truncated one keeps what is before the next."""
+        document, truncates = whole.document, long_documents == "truncate"
+        parts = split_around_overlong_words(document, room, self.tokenizer, self.template)
+        windows: list[EncodedDocument] = []
+        truncated_at = None
+        is_left_out = np.ones(len(document.word_starts), bool)
+        for part in parts[:1] if truncates else parts:
+            cut = self._cut(replace(whole, document=part.alone), room, long_documents)
+            windows += (part.within(document, window) for window in cut.windows)
+            is_left_out[part.first_word : part.last_word] = False
+            if cut.truncated_at is not None:
+                truncated_at = cut.truncated_at + int(document.word_starts[part.first_word])
+                is_left_out[part.last_word :] = False  # they are cut off, with the rest
+        starts, ends = document.word_starts[is_left_out].tolist(), document.word_ends[is_left_out].tolist()
+        if starts:
+            logger.warning(
+                "%d overlong words of a document are not read; the first one is at character %d and has %d.",
+                *(len(starts), starts[0], ends[0] - starts[0]),
+            )
+        words_left_out = tuple(zip(starts, ends, strict=True))
+        return replace(whole, windows=tuple(windows), truncated_at=truncated_at, words_left_out=words_left_out)

@@ -128,8 +128,8 @@ def build_forest(
     spans = list(paths) if paths is not None else [SpanPaths.from_lists([])] * len(chains)
     chain_lengths = np.fromiter((len(chain) for chain in chains), np.int64, len(chains))
     span_counts = np.fromiter((len(document.span_path) for document in spans), np.int64, len(spans))
-    table = _PathTable.of(spans, span_counts, np.asarray(cue_token_ids, np.int64))
-    tree_sizes = np.bincount(table.document, weights=table.new_nodes, minlength=len(chains)).astype(np.int64)
+    table = PathTable.of(spans, span_counts, np.asarray(cue_token_ids, np.int64))
+    tree_sizes = np.bincount(table.tree, weights=table.new_nodes, minlength=len(chains)).astype(np.int64)
     cu_nodes = bounds_of(chain_lengths + tree_sizes)
     first_nodes = table.place(cu_nodes[:-1] + chain_lengths)
 
@@ -146,7 +146,7 @@ def build_forest(
     row, depth = table.created()
     nodes = first_nodes[row] + depth - table.shared[row]
     token_ids[nodes] = table.token_ids[row, depth]
-    position_ids[nodes] = first_position + chain_lengths[table.document[row]] + depth
+    position_ids[nodes] = first_position + chain_lengths[table.tree[row]] + depth
     subtree_end[nodes] = table.subtree_ends(first_nodes, cu_nodes[1:])[row, depth]
     if token_ids.size and not 0 <= token_ids.min() <= token_ids.max() <= MAX_TOKEN_ID:
         raise ValueError(
@@ -177,30 +177,33 @@ def rows_forest(token_ids: torch.Tensor, first_position: int) -> TokenForest:
 
 
 @dataclass(frozen=True)
-class _PathTable:
-    """All documents' paths in lexicographic order, R rows of width W, document after document.
+class PathTable:
+    """Paths of tokens in lexicographic order, R rows of width W, tree after tree.
 
-    `shared[r]` is how many leading tokens row r has in common with row r - 1 of the same document: those nodes exist
+    `shared[r]` is how many leading tokens row r has in common with row r - 1 of the same tree: those nodes exist
     already, the other `new_nodes[r]` are created by row r, one below the other.
     """
 
-    token_ids: IntArray  # [R, W], rows sorted; behind a row's end meaningless
+    token_ids: IntArray  # [R, W], rows sorted; meaningless after a row's end
     lengths: IntArray  # [R]
-    document: IntArray  # [R]
+    tree: IntArray  # [R]
     shared: IntArray  # [R]
     span_row: IntArray  # [S], row of each span, spans in the order given
     span_depth: IntArray  # [S], depth of each span's last token
+    rank: IntArray  # [R], where each row that was given stands now
 
     @property
     def new_nodes(self) -> IntArray:
+        """[R]: nodes that each row creates."""
         return self.lengths - self.shared
 
     @classmethod
-    def of(cls, spans: Sequence[SpanPaths], span_counts: IntArray, cue: IntArray) -> "_PathTable":
+    def of(cls, spans: Sequence[SpanPaths], span_counts: IntArray, cue: IntArray) -> "PathTable":
+        """The paths of B documents, each document a tree; with a cue, each span on a path of its own."""
         empty = [np.empty(0, np.int64)]
         flat = np.concatenate([document.token_ids for document in spans] or empty)
         path_counts = np.fromiter((len(document.cu_seqlens) - 1 for document in spans), np.int64, len(spans))
-        ends = np.cumsum(path_counts + 1) - 1  # in the documents' bounds, one behind the other
+        ends = np.cumsum(path_counts + 1) - 1  # in the documents' bounds, one after the other
         lengths = np.delete(np.diff(np.concatenate([document.cu_seqlens for document in spans] or empty)), ends[:-1])
         span_length = np.concatenate([document.span_length for document in spans] or empty)
         local_path = np.concatenate([document.span_path for document in spans] or empty)
@@ -221,21 +224,37 @@ class _PathTable:
             tokens = flat[np.where(in_cue, 0, source)]
             tokens[in_cue] = cue[(ramp - limit)[in_cue]]
             flat, span_path, span_length = tokens, np.arange(len(lengths)), lengths
+        return cls.from_rows(flat, lengths, document, span_path, span_length)
+
+    @classmethod
+    def from_rows(
+        cls, token_ids: IntArray, lengths: IntArray, tree: IntArray, span_row: IntArray, span_length: IntArray
+    ) -> "PathTable":
+        """Sorts rows of tokens.
+
+        Args:
+            token_ids: int64, the rows' tokens, one row after the other.
+            lengths: int64 [R], tokens of each row.
+            tree: int64 [R], the tree that each row hangs in; rows of different trees share nothing.
+            span_row: int64 [S], each span's row.
+            span_length: int64 [S], its number of tokens.
+        """
         width = int(lengths.max(initial=0))
         table = np.full((len(lengths), width), -1, np.int64)
-        table[np.arange(width) < lengths[:, None]] = flat
-        order = _lexicographic_order(document, table)
-        table, lengths, document = table[order], lengths[order], document[order]
+        table[np.arange(width) < lengths[:, None]] = token_ids
+        order = _lexicographic_order(tree, table)
+        table, lengths, tree = table[order], lengths[order], tree[order]
         rank = np.empty_like(order)
         rank[order] = np.arange(len(order))
-        shared = _shared_with_previous(table, lengths, document)
-        return cls(table, lengths, document, shared, rank[span_path], span_length - 1)
+        return cls(
+            table, lengths, tree, _shared_with_previous(table, lengths, tree), rank[span_row], span_length - 1, rank
+        )
 
     def place(self, tree_starts: IntArray) -> IntArray:
         """First node [R] that each row creates, given where each document's tree starts [B]."""
         before = np.cumsum(self.new_nodes) - self.new_nodes
-        first_row = np.searchsorted(self.document, self.document, side="left")
-        first_nodes: IntArray = tree_starts[self.document] + before - before[first_row]
+        first_row = np.searchsorted(self.tree, self.tree, side="left")
+        first_nodes: IntArray = tree_starts[self.tree] + before - before[first_row]
         return first_nodes
 
     def created(self) -> tuple[IntArray, IntArray]:
@@ -249,8 +268,8 @@ class _PathTable:
         It ends before the first later row that shares at most d tokens with the row above it, or with the document.
         """
         rows, width = self.token_ids.shape
-        starts = np.append(self.document[1:] != self.document[:-1], True)[:rows]  # the next row begins a document
-        following = np.where(starts, document_ends[self.document], np.append(first_nodes[1:], 0)[:rows])
+        starts = np.append(self.tree[1:] != self.tree[:-1], True)[:rows]  # the next row begins a document
+        following = np.where(starts, document_ends[self.tree], np.append(first_nodes[1:], 0)[:rows])
         shared_next = np.where(starts, 0, np.append(self.shared[1:], 0)[:rows])
         far = np.iinfo(np.int64).max
         branches = np.where(shared_next[:, None] <= np.arange(width), following[:, None], far)

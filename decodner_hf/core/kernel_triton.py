@@ -4,7 +4,7 @@
 
 In: pointers or tensor descriptors and the tables of `BlockMap`. Out: attended values, written in place.
 Online softmax: Milakov and Gimelshein, arXiv:1805.02867.
-Every query row meets its forest tiles, then the prefix, in one launch; tiles that all rows see whole carry no mask
+Every query row reads its forest tiles, then the prefix, in one launch; tiles that all rows see whole need no mask
 arithmetic. Knows nothing of torch; its launcher chooses tile sizes. Needs Triton.
 """
 
@@ -88,13 +88,13 @@ def _step(
     return acc, l_i, m_new
 
 
-@triton.jit(do_not_specialize=["num_nodes", "splits"])
+@triton.jit(do_not_specialize=["num_nodes", "num_keys", "splits"])
 def forest_attention_kernel(
     q_ptr,  # [H, N, HEAD_DIM_K]
-    k,  # descriptor or pointer, [Hkv, N, HEAD_DIM_K]
-    v,  # descriptor or pointer, [Hkv, N, HEAD_DIM_V]
-    fk,  # as k, for tiles of BLOCK_P nodes
-    fv,  # as v, for tiles of BLOCK_P nodes
+    k,  # descriptor or pointer, [Hkv, M, HEAD_DIM_K], the kept rows, then the nodes
+    v,  # descriptor or pointer, [Hkv, M, HEAD_DIM_V]
+    fk,  # as k, for tiles of BLOCK_P rows
+    fv,  # as v, for tiles of BLOCK_P rows
     pk,  # descriptor or pointer, [Hkv, P, HEAD_DIM_K]
     pv,  # descriptor or pointer, [Hkv, P, HEAD_DIM_V]
     sinks_ptr,  # [H]
@@ -112,7 +112,8 @@ def forest_attention_kernel(
     stride_pkn,
     stride_pvh,
     stride_pvn,
-    num_nodes,
+    num_nodes,  # N
+    num_keys,  # M
     kv_heads,
     splits,  # programs among which the prefix of a query tile is divided
     scale,  # see _step
@@ -136,15 +137,15 @@ def forest_attention_kernel(
 
     One program is one query tile and one key/value head. A row of the tile is a node and one of the GROUP query heads
     that share the key/value head, so that a key tile is read once for all of them. With logits in base 2, one fused
-    multiply-add and one exp2 an element are all that a full tile costs beside its two products.
+    multiply-add and one exp2 an element are all that a full tile costs besides its two products.
     Where there are several splits, each takes its part of the prefix tiles without a mask, the last also all other
     tiles, and `merge_splits_kernel` joins what they computed (as flash decoding does: arXiv 2311.01282).
     """
     split = tl.program_id(1)
     kv_head = tl.program_id(0) % kv_heads
     entry = tables_ptr + tl.program_id(0) // kv_heads * 8
-    nodes_ptr = tables_ptr + tl.num_programs(0) // kv_heads * 8
-    starts_ptr = nodes_ptr + num_nodes * (3 if WINDOWED else 1)
+    numbers_ptr = tables_ptr + tl.num_programs(0) // kv_heads * 8
+    starts_ptr = numbers_ptr + num_keys * (4 if WINDOWED else 2)
     rows = tl.load(entry) * BLOCK_M + tl.arange(0, BLOCK_M)
     partial_start, partial_end, full_start, full_end = (
         tl.load(entry + 1), tl.load(entry + 2), tl.load(entry + 3), tl.load(entry + 4)
@@ -159,9 +160,11 @@ def forest_attention_kernel(
     offs_dk = tl.arange(0, BLOCK_DK)
     q_ptrs = q_ptr + (head.to(tl.int64) * stride_qh + node.to(tl.int64) * stride_qn)[:, None] + offs_dk[None, :]
     q = tl.load(q_ptrs, mask=exists[:, None] & (offs_dk < HEAD_DIM_K)[None, :], other=0.0)
+    own_row = num_keys - num_nodes + node
+    number = tl.load(numbers_ptr + own_row, mask=exists, other=-1)
     lowest = node
     if WINDOWED:
-        lowest = tl.load(nodes_ptr + 2 * num_nodes + node, mask=exists, other=0)
+        lowest = tl.load(numbers_ptr + 3 * num_keys + own_row, mask=exists, other=0)
 
     acc = tl.zeros([BLOCK_M, BLOCK_DV], dtype=tl.float32)
     # Finite, for -inf less -inf would be NaN in a tile of which a row sees nothing.
@@ -176,10 +179,11 @@ def forest_attention_kernel(
         start = tl.load(starts_ptr + index)
         offs_j = start + tl.arange(0, BLOCK_N)
         inside = offs_j >= 0
-        end_j = tl.load(nodes_ptr + offs_j, mask=inside, other=-1)
-        seen = (offs_j[None, :] <= node[:, None]) & (node[:, None] <= end_j[None, :])
+        number_j = tl.load(numbers_ptr + offs_j, mask=inside, other=0)
+        end_j = tl.load(numbers_ptr + num_keys + offs_j, mask=inside, other=-1)
+        seen = (number_j[None, :] <= number[:, None]) & (number[:, None] <= end_j[None, :])
         if WINDOWED:
-            position_j = tl.load(nodes_ptr + num_nodes + offs_j, mask=inside, other=-1)
+            position_j = tl.load(numbers_ptr + 2 * num_keys + offs_j, mask=inside, other=-1)
             seen = seen & (position_j[None, :] >= lowest[:, None])
         k_tile = _load_rows(k, kv_head, start, stride_kh, stride_kn, inside, BLOCK_N, HEAD_DIM_K, BLOCK_DK, True, TMA)
         v_tile = _load_rows(v, kv_head, start, stride_vh, stride_vn, inside, BLOCK_N, HEAD_DIM_V, BLOCK_DV, True, TMA)
@@ -216,7 +220,7 @@ def forest_attention_kernel(
             pv, kv_head, start, stride_pvh, stride_pvn, inside, BLOCK_P, HEAD_DIM_V, BLOCK_DV, True, TMA
         )
         if TMA:
-            v_tile = tl.where(inside[:, None], v_tile, 0.0)  # a buffer may hold anything, NaN too, behind the prefix
+            v_tile = tl.where(inside[:, None], v_tile, 0.0)  # a buffer may hold anything, NaN too, after the prefix
         acc, l_i, m_i = _step(acc, l_i, m_i, q, k_tile, v_tile, seen, scale, cap, cap_scale, True, CAPPED, PRECISION)
 
     share = tl.cdiv((whole_end - unmasked_start) // BLOCK_P, splits) * BLOCK_P

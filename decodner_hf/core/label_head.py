@@ -232,3 +232,23 @@ def span_loss(
     weights[0] = none_weight
     summed = F.cross_entropy(logits.float(), labels, weight=weights, ignore_index=UNLABELLED, reduction="sum")
     return summed / ((labels > 0).sum().clamp(min=1) if num_gold is None else num_gold)
+
+
+def continuation_loss(logits: torch.Tensor, continues: torch.Tensor, num_gold: torch.Tensor | int) -> torch.Tensor:
+    """Computes the binary cross-entropy of the continuation question, summed over spans, per gold span.
+
+    The question has two symbols of its own and a loss of its own, so that it takes no probability from the entity
+    types.
+
+    Args:
+        logits: [S, 2], of the answers "goes on" and "ends".
+        continues: int [S]: 1 where a longer gold span of a type that is asked for begins with the span, 0 where none
+            does, -100 where nobody knows.
+        num_gold: number of gold spans.
+
+    Returns:
+        A scalar, in float32.
+    """
+    odds, known = logits[:, 0].float() - logits[:, 1].float(), continues != UNLABELLED
+    each = F.binary_cross_entropy_with_logits(odds, (continues == 1).float(), reduction="none")
+    return torch.where(known, each, 0.0).sum() / num_gold

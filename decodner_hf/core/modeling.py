@@ -27,6 +27,7 @@ from .cache import DualBufferCache
 from .checkpoints import BACKBONE, load_decoder, readable_errors, save_decoder
 from .compatibility import (
     check_backbone,
+    check_limits,
     check_structure,
     check_token_ids,
     input_device,
@@ -39,7 +40,9 @@ from .compilation import compile_model, without_gradients
 from .configuration import DecodNERConfig
 from .cuda_graphs import SpanPassGraphs
 from .forest import TokenForest, build_forest
+from .growth import GrownRows
 from .hub import upload, write_model_card
+from .kept_rows import KeptRows
 from .label_head import (
     SpanClassifierOutput,
     has_plain_head,
@@ -499,6 +502,40 @@ class DecodNERForSpanClassification(PreTrainedModel, GenerationMixin):
             None,
             {},
         )
+
+    @without_gradients
+    def score_rows(
+        self, rows: GrownRows, symbol_token_ids: Any, cache: DualBufferCache, kept_rows: KeptRows
+    ) -> torch.Tensor:
+        """Scores the spans of a round of growth, and keeps its rows for the rounds after it.
+
+        Args:
+            rows: from `GrowingForest`, its `first_position` the length of the cached prefix.
+            symbol_token_ids: [L] integers, the token ids whose logits are wanted.
+            cache: from `encode_prefix`; read, not written.
+            kept_rows: those of the rounds before; grows by this round's rows.
+
+        Returns:
+            Logits [K, L] of the round's spans.
+
+        Raises:
+            ValueError: positions that do not fit the model, or a token outside the vocabulary.
+        """
+        metadata = AttentionMetadata(
+            position_ids=torch.from_numpy(rows.position_ids),
+            subtree_end=torch.from_numpy(rows.subtree_end),
+            prefix_length=cache.prefix_length,
+            cache=cache,
+            layer_windows=self.layer_windows,
+            numbers=torch.from_numpy(rows.numbers),
+            kept_rows=kept_rows,
+        )
+        check_limits(metadata, self.position_limit, self.node_limit)
+        symbols = torch.as_tensor(symbol_token_ids).reshape(1, -1)
+        token_ids = check_token_ids(torch.from_numpy(rows.token_ids), self.vocabulary_size)
+        logits = self._label_logits(token_ids, metadata, torch.from_numpy(rows.span_nodes), symbols, None, {})
+        kept_rows.commit(metadata.own_rows())
+        return logits
 
     def pass_metadata(
         self,

@@ -21,6 +21,7 @@ from .pipeline_io import (
     Document,
     PreparedDocument,
     Settings,
+    document_report,
     entity_rows,
     is_document,
     read_document,
@@ -56,8 +57,17 @@ class DecodNERPipeline(Pipeline):
         spans: own candidates, half-open (start, end) pairs of characters (of words with `is_split_into_words`).
         is_split_into_words: inputs are lists of words; they are joined by single spaces, to which the offsets refer,
             and entities have `start_word` and `end_word` (half-open) too.
-        long_documents: what happens beyond the model's positions: "window" (overlapping windows, nothing is lost),
-            "error", or "truncate" (with a warning, and `truncated_at` in every entity).
+        long_documents: what happens beyond the model's positions: "window" (overlapping windows), "error", or
+            "truncate" (with a warning, and `truncated_at` in every entity). Words that no window can hold, such as
+            encoded files, are not read, with a warning; all else is, in windows.
+        return_report: give a dict per document, of `entities` and `report`: `windows` (number), `truncated_at`
+            (character or None), `words_left_out` (overlong words that are not read, as pairs of characters),
+            `candidates` (scored), and `candidates_left_out`, by reason: `too_many_words` (above max_span_words),
+            `no_tokens` (the tokenizer drops the span), `not_read` (truncated, or holds an overlong word), with growth
+            `not_grown` (a shorter prefix does not go on).
+        growth: score a longer span only where each of its shorter word prefixes goes on, by the model's answer to
+            the continuation question; True by default for models that were trained to answer it. False scores all.
+        growth_threshold: probability from which on a span goes on, from 0 to 1; the model's by default.
         token_budget: forest nodes per pass; by default 4,096 on a CPU, and on a GPU as many as hold 1.125 GiB of
             activations. Halved by itself when memory runs out. At construction only.
         compile: compile the model's layers now, which takes a while, for faster passes; needs a GPU and Triton. At
@@ -93,7 +103,7 @@ class DecodNERPipeline(Pipeline):
         self.template = PromptTemplate.from_config(self.model.config)
         own_tokenizer, limit = private_tokenizer(tokenizer), self.model.position_limit
         positions, reason = (None, "") if limit is None else (limit.limit, limit.reason)
-        self.prompts = LabelPrompts(own_tokenizer, self.template, positions)
+        self.prompts = LabelPrompts(own_tokenizer, self.template, positions, self.model.config.continuation)
         self.encoder = DocumentEncoder(own_tokenizer, self.template, self.prompts, positions, reason)
         self.scorer = DocumentScorer(self.model, token_budget)
         if compile:
@@ -155,8 +165,16 @@ class DecodNERPipeline(Pipeline):
             "overlap": config.overlap,
             "flat_selection": config.flat_selection,
             "max_span_words": config.max_span_words,
+            "growth": config.continuation,
+            "growth_threshold": config.growth_threshold,
         }
-        return Settings(**(own | self._preprocess_params | self._sanitize_parameters(**call)[0]))
+        settings = Settings(**(own | self._preprocess_params | self._sanitize_parameters(**call)[0]))
+        if settings.growth and not config.continuation:
+            raise ValueError(
+                "growth=True needs a model that was trained with the continuation question (config.continuation), "
+                "which this one was not: leave growth out, or train with continuation=True."
+            )
+        return settings
 
     # ------------------------------------------------------------------ the stages
 
@@ -171,7 +189,7 @@ class DecodNERPipeline(Pipeline):
             write=partial(self._write, settings=settings),
         )
 
-    def _annotate(self, given: Any, settings: Settings) -> list[dict[str, Any]]:
+    def _annotate(self, given: Any, settings: Settings) -> Any:
         """Takes a single input through the stages, without threads."""
         return self.postprocess(self._forward(self.preprocess(given, settings)), settings)
 
@@ -184,7 +202,7 @@ class DecodNERPipeline(Pipeline):
         """Scores one document."""
         return self.scorer.score([input_tensors])[0]
 
-    def postprocess(self, model_outputs: ScoredDocument, settings: Settings | None = None) -> list[dict[str, Any]]:
+    def postprocess(self, model_outputs: ScoredDocument, settings: Settings | None = None) -> Any:
         """Decodes and writes the entities of one document."""
         settings = settings or self.settings_for({})
         (entities,) = self.decode([model_outputs], settings)
@@ -232,11 +250,12 @@ class DecodNERPipeline(Pipeline):
                 raise
             raise DocumentError(scored[0].prepared.source.number, str(error)) from error
 
-    def _write(
-        self, entities: Sequence[Entity], prepared: PreparedDocument, settings: Settings
-    ) -> list[dict[str, Any]]:
+    def _write(self, entities: Sequence[Entity], prepared: PreparedDocument, settings: Settings) -> Any:
         rows = entity_rows if settings.aggregation_strategy == "simple" else word_rows
-        return [row for entity in entities for row in rows(entity, prepared)]
+        written = [row for entity in entities for row in rows(entity, prepared)]
+        if not settings.return_report:
+            return written
+        return {"entities": written, "report": document_report(prepared, settings.max_span_words)}
 
     # ------------------------------------------------------------------ labels and thresholds
 

@@ -13,7 +13,7 @@ from .configuration import FLAT_SELECTIONS, OVERLAPS
 from .decoding import Entity
 from .prompting import EncodedPrompt, Labels
 from .spans import DocumentError, EncodedDocument
-from .validation import check_count
+from .validation import check_count, check_number
 
 AGGREGATIONS = ("simple", "none")
 LONG_DOCUMENTS = ("window", "error", "truncate")
@@ -35,6 +35,9 @@ class Settings:
     spans: Any = None
     is_split_into_words: bool = False
     long_documents: str = "window"
+    return_report: bool = False
+    growth: bool = False
+    growth_threshold: float = 0.01
 
     def __post_init__(self) -> None:
         """Checks every choice; a ValueError lists what is allowed."""
@@ -47,12 +50,14 @@ class Settings:
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {list(allowed)}, not {getattr(self, name)!r}.")
-        for name in ("multi_label", "return_all_scores", "is_split_into_words"):
+        switches = ("multi_label", "return_all_scores", "is_split_into_words", "return_report", "growth")
+        for name in switches:
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False, not {getattr(self, name)!r}.")
         if self.multi_label and self.overlap != "all":
             raise ValueError(f'multi_label=True needs overlap="all", not {self.overlap!r}.')
         check_count("max_span_words", self.max_span_words)
+        check_number("growth_threshold", self.growth_threshold, 0.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,9 @@ class PreparedDocument:
         windows: what is scored: mostly just the document itself.
         prompts: the prompts of its labels; every window is scored against each.
         truncated_at: the number of characters kept, if the rest was cut off.
+        growth_threshold: probability from which on a span goes on; None to score every candidate.
+        words_left_out: overlong words that are not read, as half-open pairs of characters.
+        not_grown: after scoring, the number of candidates of which a shorter prefix does not go on.
     """
 
     source: Document
@@ -101,11 +109,14 @@ class PreparedDocument:
     windows: tuple[EncodedDocument, ...]
     prompts: tuple[EncodedPrompt, ...]
     truncated_at: int | None = None
+    growth_threshold: float | None = None
+    words_left_out: tuple[tuple[int, int], ...] = ()
+    not_grown: int = 0
 
     @property
-    def max_nodes(self) -> int:
-        """The most forest nodes that all windows can have."""
-        return sum(window.max_nodes for window in self.windows)
+    def budget_nodes(self) -> int:
+        """Forest nodes that its passes are planned for: the most that all windows can have, or fewer for growth."""
+        return sum(window.budget_nodes(grown=self.growth_threshold is not None) for window in self.windows)
 
 
 # ------------------------------------------------------------------ reading
@@ -185,6 +196,28 @@ def word_rows(entity: Entity, prepared: PreparedDocument) -> list[dict[str, Any]
         row |= {"word": document.text[start:end], "start": start, "end": end}
         rows.append(_completed(row, entity, prepared))
     return rows
+
+
+def document_report(prepared: PreparedDocument, max_span_words: int) -> dict[str, Any]:
+    """Returns how a document was read and what of it was not, as plain values; see the pipeline's `return_report`."""
+    words, found = len(prepared.document.word_starts), prepared.document.candidates.num_spans
+    scored = sum(window.candidates.num_spans for window in prepared.windows)
+    own = prepared.source.spans is not None
+    longest = min(max_span_words, words)
+    runs = longest * words - longest * (longest - 1) // 2  # runs of up to max_span_words words
+    not_grown = {} if prepared.growth_threshold is None else {"not_grown": prepared.not_grown}
+    return {
+        "windows": len(prepared.windows),
+        "truncated_at": prepared.truncated_at,
+        "words_left_out": [list(bounds) for bounds in prepared.words_left_out],
+        "candidates": scored,
+        "candidates_left_out": {
+            "too_many_words": 0 if own else words * (words + 1) // 2 - runs,
+            "no_tokens": 0 if own else runs - found,
+            "not_read": found - scored - prepared.not_grown,
+            **not_grown,
+        },
+    }
 
 
 def _completed(row: dict[str, Any], entity: Entity, prepared: PreparedDocument) -> dict[str, Any]:

@@ -9,7 +9,7 @@ Knows nothing of candidate spans, forests or models.
 import string
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from threading import Lock
 from typing import Any
@@ -26,6 +26,7 @@ CUE_ANCHORS = ("a", ":", "0", "\n")  # a span mostly ends in a letter
 KEPT_LABEL_SETS = 64
 SYMBOLS_AT_ONCE = 1024  # possible symbols tokenized together
 CHAT_MARK = "DECODNER"  # stands for the user's message while a chat template is rendered
+CONTINUATION_MARKS = ("+", "-", "=", "/", "*", "#")
 
 
 Labels = tuple[tuple[str, str | None], ...]  # (name, description) in prompt order, hashable
@@ -64,11 +65,14 @@ class EncodedPrompt:
         prefix_token_ids: int64 [P].
         symbol_token_ids: int64 [L + 1], the none label's first.
         cue_token_ids: int64 [n], what follows every span.
+        question_token_ids: int64 [2], the answers "goes on" and "ends" to the continuation question; int64 [0] for a
+            model that was not trained to answer it.
     """
 
     prefix_token_ids: IntArray
     symbol_token_ids: IntArray
     cue_token_ids: IntArray
+    question_token_ids: IntArray = field(default_factory=lambda: np.empty(0, np.int64))
 
     @property
     def num_tokens(self) -> int:
@@ -207,6 +211,24 @@ def choose_symbols(tokenizer: PreTrainedTokenizerBase, num_labels: int) -> Label
     return LabelSymbols(tuple(symbols), np.array([chosen[symbol] for symbol in symbols], np.int64))
 
 
+def continuation_token_ids(tokenizer: PreTrainedTokenizerBase) -> IntArray:
+    """Returns the tokens, int64 [2], that answer the continuation question after a span: "goes on", then "ends".
+
+    They are marks and no words or numbers, of which label symbols are made; always the same for the same tokenizer.
+
+    Raises:
+        ValueError: a tokenizer in which fewer than two of the marks are one token each.
+    """
+    check_tokenizer(tokenizer)
+    found = list(_single_tokens(tokenizer, CONTINUATION_MARKS).values())
+    if len(found) < 2:
+        raise ValueError(
+            f"this tokenizer has {len(found)} of the marks {' '.join(CONTINUATION_MARKS)} as single tokens, but the "
+            "continuation question needs two: leave it out."
+        )
+    return np.array(found[:2], np.int64)
+
+
 def shard_labels(labels: Mapping[str, str | None], max_labels: int) -> list[dict[str, str | None]]:
     """Cuts labels into as few shards as possible of at most `max_labels` each, in order and of like size."""
     check_count("max_labels", max_labels)
@@ -220,10 +242,22 @@ class LabelPrompts:
     """Encodes the prompts of label sets, and keeps those of the sets asked for last. Threads may share it."""
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, template: PromptTemplate, max_positions: int | None = None
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        template: PromptTemplate,
+        max_positions: int | None = None,
+        continuation: bool = False,
     ) -> None:
-        """Takes `max_positions` of the model, of which a label set that needs several prompts fills at most half."""
+        """Takes the stage's tools.
+
+        Args:
+            tokenizer: a fast tokenizer.
+            template: the prompt's parts.
+            max_positions: of the model; a label set that needs several prompts fills at most half of them.
+            continuation: whether the model answers the continuation question.
+        """
         self.tokenizer, self.template, self.max_positions = tokenizer, template, max_positions
+        self.question = continuation_token_ids(tokenizer) if continuation else np.empty(0, np.int64)
         self._kept: OrderedDict[Labels, tuple[EncodedPrompt, ...]] = OrderedDict()
         self._lock = Lock()
 
@@ -272,7 +306,7 @@ class LabelPrompts:
             prefix = self.template.encode_prefix(self.tokenizer, shard, symbols[len(shard)])
             if most > 1 and self.max_positions is not None and len(prefix) > self.max_positions // 2:
                 return None
-            prompts.append(EncodedPrompt(prefix, symbols[len(shard)].token_ids, cue))
+            prompts.append(EncodedPrompt(prefix, symbols[len(shard)].token_ids, cue, self.question))
         return tuple(prompts)
 
     def _check_room(self, prompts: Sequence[EncodedPrompt]) -> None:

@@ -9,29 +9,32 @@ Knows nothing of text, thresholds or entities.
 
 import logging
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice, pairwise
 from threading import RLock
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .arrays import IntArray
+from .arrays import IntArray, packed_runs
 from .cache import DualBufferCache
 from .decoding import merge_shards
 from .forest import SpanPaths, build_forest
 from .modeling import DecodNERForSpanClassification
 from .pipeline_io import PreparedDocument
 from .prompting import EncodedPrompt
+from .round_scoring import GrownWindow, score_in_rounds
 from .spans import EncodedDocument
 from .transfers import HostCopy, is_out_of_memory
 from .weights import WeightsWatch
 
 LogitArray = NDArray[np.floating[Any]]  # float32, or float64 where the model or several prompts make it so
+
+Result = TypeVar("Result")
 
 logger = logging.getLogger(__name__)
 
@@ -103,6 +106,21 @@ class PendingScores:
         ]
 
 
+@dataclass(frozen=True)
+class FinishedScores:
+    """The scores of documents whose spans were grown, which takes their answers, round by round.
+
+    Attributes:
+        results: the documents, with their existing candidates alone.
+    """
+
+    results: list[ScoredDocument]
+
+    def wait(self) -> list[ScoredDocument]:
+        """Returns the documents with their label logits."""
+        return self.results
+
+
 class DocumentScorer:
     """The scoring stage: runs documents through a model, and keeps the prefixes that it has encoded.
 
@@ -127,8 +145,8 @@ class DocumentScorer:
         """Scores documents of one label set: `launch`, and the results."""
         return self.launch(documents).wait()
 
-    def launch(self, documents: Sequence[PreparedDocument]) -> PendingScores:
-        """Starts scoring B documents of one label set against each of its prompts.
+    def launch(self, documents: Sequence[PreparedDocument]) -> PendingScores | FinishedScores:
+        """Starts scoring B documents of one label set against each of its prompts; grows spans where they ask for it.
 
         Raises:
             ValueError: what the model refuses (a document beyond its positions, say).
@@ -139,6 +157,8 @@ class DocumentScorer:
                 self._prefixes.clear()
             prompts = documents[0].prompts
             keys = {prompt.prefix_token_ids.tobytes() for prompt in prompts}
+            if documents[0].growth_threshold is not None:
+                return FinishedScores(self._grow(documents, keys))
             return PendingScores(documents, [self._score_windows(prompt, windows, keys) for prompt in prompts])
 
     def kept_prefixes(self) -> list[DualBufferCache]:
@@ -166,19 +186,81 @@ class DocumentScorer:
     def _score_windows(
         self, prompt: EncodedPrompt, windows: Sequence[EncodedDocument], needed: set[bytes]
     ) -> list[_Run]:
-        runs: list[_Run] = []
-        scored = 0
-        while scored < len(windows):
-            left = windows[scored:]
-            run = next(packed_runs([window.max_nodes for window in left], self.token_budget))
+        sizes = [window.max_nodes for window in windows]
+        return self._in_runs(sizes, lambda run: self._score_run(prompt, windows[run.start : run.stop], needed))
+
+    def _in_runs(self, sizes: Sequence[int], score: Callable[[range], Result]) -> list[Result]:
+        """Scores items of these sizes in runs that fit the budget, which is halved where memory runs out."""
+        results: list[Result] = []
+        start = 0
+        while start < len(sizes):
+            run = next(packed_runs(sizes[start:], self.token_budget))
             try:
-                runs.append(self._score_run(prompt, left[: len(run)], needed))
-                scored += len(run)
+                results.append(score(range(start, start + len(run))))
+                start += len(run)
             except RuntimeError as error:  # of which torch.OutOfMemoryError is one; the CPU's allocator has no other
                 if not is_out_of_memory(error) or self.token_budget <= SMALLEST_BUDGET:
                     raise
                 self._halve_budget()
-        return runs
+        return results
+
+    def _grow(self, documents: Sequence[PreparedDocument], needed: set[bytes]) -> list[ScoredDocument]:
+        """Scores documents in rounds; returns them with their existing candidates."""
+        own_spans = [document.source.spans is not None for document in documents for _ in document.windows]
+        windows = [window for document in documents for window in document.windows]
+        sizes = [window.budget_nodes(grown=True) for window in windows]
+
+        def score(run: range) -> list[GrownWindow]:
+            chosen = slice(run.start, run.stop)
+            return self._grow_run(documents[0], windows[chosen], own_spans[chosen], needed)
+
+        grown = iter([window for run in self._in_runs(sizes, score) for window in run])
+        results = []
+        for document in documents:
+            kept, logits, not_grown = [], [], 0
+            for window, found in zip(document.windows, grown, strict=False):
+                not_grown += int((~found.exists).sum())
+                kept.append(replace(window, candidates=window.candidates.select(found.exists)))
+                several = len(found.label_logits) > 1
+                logits.append(merge_shards(found.label_logits) if several else found.label_logits[0])
+            scored = replace(document, windows=tuple(kept), not_grown=not_grown)
+            results.append(ScoredDocument(scored, np.concatenate(logits)))
+        return results
+
+    def _grow_run(
+        self,
+        document: PreparedDocument,
+        windows: Sequence[EncodedDocument],
+        own_spans: Sequence[bool],
+        needed: set[bytes],
+    ) -> list[GrownWindow]:
+        """Grows the spans of windows of one pass, or of a single window beyond the budget."""
+        prompts, threshold = document.prompts, document.growth_threshold
+        assert threshold is not None, "growing without a threshold"
+        caches = [self._prefix(prompt, needed) for prompt in prompts]
+        chain = windows[0].chain_token_ids
+        is_long = len(chain) > self.token_budget
+        before = [cache.prefix_length for cache in caches]
+        try:
+            for cache in caches if is_long else ():
+                self._encode_chain(chain, cache)
+            return score_in_rounds(
+                self.model,
+                prompts,
+                caches,
+                windows,
+                threshold=threshold,
+                all_exist=own_spans,
+                chains_cached=is_long,
+                max_nodes=self.token_budget,
+            )
+        finally:
+            for cache, length in zip(caches, before, strict=True):
+                cache.crop(length - cache.prefix_length)
+
+    def _encode_chain(self, chain: IntArray, cache: DualBufferCache) -> None:
+        for start in range(0, len(chain), self.token_budget):
+            self.model.encode_prefix(chain[start : start + self.token_budget], cache)
 
     def _halve_budget(self) -> None:
         logger.warning(
@@ -211,8 +293,7 @@ class DocumentScorer:
         """Grows the prefix by the window, scores its spans in several passes, and takes the window off again."""
         before = cache.prefix_length
         try:
-            for start in range(0, len(window.chain_token_ids), self.token_budget):
-                self.model.encode_prefix(window.chain_token_ids[start : start + self.token_budget], cache)
+            self._encode_chain(window.chain_token_ids, cache)
             return [
                 (spans, self._score_forest(prompt, cache, [[]], [paths]))
                 for spans, paths in _split_paths(window.candidates.paths, self.token_budget)
@@ -258,18 +339,6 @@ def _prefix_bytes(cache: DualBufferCache) -> int:
     """Returns what the buffers of a prefix take."""
     buffers = (buffer for layer in cache.layers for buffer in layer.calls)
     return sum(part.nbytes for buffer in buffers for part in (buffer.keys, buffer.values) if part is not None)
-
-
-def packed_runs(sizes: Sequence[int] | IntArray, budget: int) -> Iterator[range]:
-    """Cuts items of these sizes into consecutive runs of at most `budget` in all; a larger item is its own run."""
-    start, filled = 0, 0
-    for index, size in enumerate(sizes):
-        if index > start and filled + size > budget:
-            yield range(start, index)
-            start, filled = index, 0
-        filled += size
-    if start < len(sizes):
-        yield range(start, len(sizes))
 
 
 def _split_paths(paths: SpanPaths, budget: int) -> Iterator[tuple[IntArray, SpanPaths]]:

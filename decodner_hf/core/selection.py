@@ -8,12 +8,10 @@ Knows nothing of logits, label names, models or tokenizers.
 """
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from .arrays import FloatArray, IntArray
 from .configuration import FLAT_SELECTIONS, OVERLAPS
-
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
 
 # Scores and thresholds of exactly 0 or 1 have no finite logit: weights treat them as this far from it.
 LOGIT_MARGIN = 1e-12

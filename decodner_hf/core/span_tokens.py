@@ -140,7 +140,7 @@ def span_paths(
 
     Spans that start at one character share a path, which holds the longest of them. Where a token starts there after
     a single space, the path is a slice. Elsewhere its first piece, up to the next word end at which a token ends, is
-    tokenized anew after a space, and a slice follows. A span that ends inside a token, or inside that first piece,
+    tokenized again after a space, and a slice follows. A span that ends inside a token, or inside that first piece,
     or that has a space at its edge, is tokenized by itself and has its own path.
 
     Args:

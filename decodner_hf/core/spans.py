@@ -23,6 +23,8 @@ from .words import split_texts
 
 Spans = Sequence[tuple[int, int]] | IntArray
 
+GROWN_NODES = 3  # per token of a document
+
 
 class DocumentError(ValueError):
     """A document that cannot be encoded or scored.
@@ -67,11 +69,13 @@ class CandidateSpans:
         return int(np.diff(self.paths.cu_seqlens).max(initial=0))
 
     def select(self, chosen: BoolArray | IntArray) -> "CandidateSpans":
-        """The candidates that a boolean mask [S] or indices [K] choose, with the paths that they need."""
+        """The candidates that a boolean mask [S] or indices [K] choose, with the path tokens that they need."""
         used, span_path = np.unique(self.paths.span_path[chosen], return_inverse=True)
-        lengths = np.diff(self.paths.cu_seqlens)[used]
+        span_length = self.paths.span_length[chosen]
+        lengths = np.zeros(len(used), np.int64)
+        np.maximum.at(lengths, span_path, span_length)
         tokens = np.repeat(self.paths.cu_seqlens[used], lengths) + ramp_of(lengths)
-        paths = SpanPaths(self.paths.token_ids[tokens], bounds_of(lengths), span_path, self.paths.span_length[chosen])
+        paths = SpanPaths(self.paths.token_ids[tokens], bounds_of(lengths), span_path, span_length)
         return CandidateSpans(
             self.start[chosen], self.end[chosen], self.start_word[chosen], self.end_word[chosen], paths
         )
@@ -100,6 +104,14 @@ class EncodedDocument:
         """The most forest nodes it can have, answer cues left out: nodes that spans share count repeatedly."""
         return len(self.chain_token_ids) + len(self.candidates.paths.token_ids)
 
+    def budget_nodes(self, grown: bool) -> int:
+        """Forest nodes that a pass over it is planned for: the most it can have, or what growing its spans takes.
+
+        Of growing, that is a guess: the document, its words, and as much again for longer spans. Rounds that need
+        more come in parts.
+        """
+        return min(self.max_nodes, GROWN_NODES * len(self.chain_token_ids)) if grown else self.max_nodes
+
 
 def encode_documents(
     documents: Sequence[str] | Sequence[Sequence[str]],
@@ -113,7 +125,7 @@ def encode_documents(
     """Tokenizes B documents and makes their candidate spans; each comes out as it would alone.
 
     A span's tokens are a slice of its document's tokens, as if it stood after a space. Where no single space stands
-    before it, its tokens up to the first word end at which a token ends are made anew after a space. A span that
+    before it, its tokens up to the first word end at which a token ends are tokenized again after a space. A span that
     does not end where a token ends is tokenized by itself. A span for which the tokenizer has no token (a control
     character that it drops, say) is no candidate.
 

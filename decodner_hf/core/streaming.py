@@ -13,9 +13,10 @@ from queue import SimpleQueue
 from threading import Semaphore, Thread
 from typing import Any, Generic, Protocol, TypeVar
 
+from .arrays import packed_runs
 from .decoding import Entity
 from .pipeline_io import Document, PreparedDocument, iterate
-from .scoring import PendingScores, ScoredDocument, packed_runs
+from .scoring import FinishedScores, PendingScores, ScoredDocument
 
 DOCUMENTS_AT_ONCE = 256  # encoded together
 CHARACTERS_AT_ONCE = 65536
@@ -32,12 +33,12 @@ class Scorer(Protocol):
 
     token_budget: int
 
-    def launch(self, documents: Sequence[PreparedDocument]) -> PendingScores:
+    def launch(self, documents: Sequence[PreparedDocument]) -> PendingScores | FinishedScores:
         """Starts scoring documents of one label set."""
 
 
 class EntityStream:
-    """The results of the stages over an iterable of inputs, one list of dicts per document, lazily."""
+    """The results of the stages over an iterable of inputs, one per document, lazily."""
 
     def __init__(
         self,
@@ -47,7 +48,7 @@ class EntityStream:
         encode: Callable[[Sequence[Document]], list[PreparedDocument]],
         scorer: Scorer,
         decode: Callable[[Sequence[ScoredDocument]], list[list[Entity]]],
-        write: Callable[[Sequence[Entity], PreparedDocument], list[dict[str, Any]]],
+        write: Callable[[Sequence[Entity], PreparedDocument], Any],
     ) -> None:
         """Takes the stages; nothing is read before the first result is asked for."""
         self.inputs, self.read, self.encode, self.scorer = inputs, read, encode, scorer
@@ -57,8 +58,8 @@ class EntityStream:
         """Number of documents, where the input knows it."""
         return len(self.inputs)
 
-    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
-        """Yields each document's entities."""
+    def __iter__(self) -> Iterator[Any]:
+        """Yields each document's result, as `write` gives it."""
         groups = encoded_groups(read_groups(self.inputs, self.read), self.encode)
         for scored in scored_passes(groups, self.scorer):
             for documents, decoded in in_parts_on_failure(self.decode, scored):
@@ -154,7 +155,7 @@ class PassQueue:
         """Starts empty."""
         self.scorer = scorer
         self.held: list[PreparedDocument] = []
-        self.launched: deque[PendingScores] = deque()
+        self.launched: deque[PendingScores | FinishedScores] = deque()
 
     @property
     def pending(self) -> bool:
@@ -167,7 +168,7 @@ class PassQueue:
         self.held = []
         for documents in full:
             yield from self._launch(documents)
-        has_room = sum(document.max_nodes for document in last) < self.scorer.token_budget
+        has_room = sum(document.budget_nodes for document in last) < self.scorer.token_budget
         if has_room and self.launched:
             self.held = last
         else:
@@ -211,7 +212,7 @@ def documents_by_pass(documents: Sequence[PreparedDocument], budget: int) -> Ite
     """Cuts documents into those that fit a pass together: consecutive ones of one label set, in whole documents."""
     for _, same in groupby(documents, key=lambda document: document.source.labels):
         alike = list(same)
-        for run in packed_runs([document.max_nodes for document in alike], budget):
+        for run in packed_runs([document.budget_nodes for document in alike], budget):
             yield alike[run.start : run.stop]
 
 

@@ -13,10 +13,10 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-IntArray = NDArray[np.int64]
+from .arrays import IntArray
+
 ANCHORS = ("\n", ":", "a", "0", ".\n\nA")
 
 

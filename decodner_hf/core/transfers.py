@@ -1,8 +1,8 @@
 """Copies small tensors between host and device without the host waiting for the work in flight there.
 
 In: integer tensors on the CPU; or a result on the device. Out: the former on the device, all in one copy; the latter
-on the CPU once it is asked for. On a device other than a GPU both are plain copies. Tells a lack of memory there, too.
-Knows nothing of what the tensors mean.
+on the CPU once it is asked for. On a device other than a GPU both are plain copies. Recognises errors
+for lack of memory, too. Knows nothing of what the tensors mean.
 """
 
 from collections.abc import Sequence

@@ -12,9 +12,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import regex
-from numpy.typing import NDArray
 
-IntArray = NDArray[np.int64]
+from .arrays import IntArray
 
 # Thai, Lao, Khmer, Myanmar and their like: a vowel in front, or a consonant above, belongs to what follows.
 _COMPLEX = r"\p{Line_Break=Complex_Context}"
@@ -26,7 +25,7 @@ _CLITIC = r"(?i:s|t|d|m|ll|re|ve)"
 _WORD = regex.compile(
     rf"""(?V1x)
       [A-Za-z]++(?=[ ,\n])                                  # most English words, at once
-    | (?:https?|ftp)://[!-~]*[A-Za-z0-9/_\#=&%~+-]          # URL, without the punctuation behind it
+    | (?:https?|ftp)://[!-~]*[A-Za-z0-9/_\#=&%~+-]          # URL, without the punctuation after it
     | www\.[!-~]*[A-Za-z0-9/_\#=&%~+-]
     | (?<![\w.%+-])[\w.%+-]{{1,64}}+@[A-Za-z0-9-]++(?:\.[A-Za-z0-9-]++)+   # e-mail address
     | (?<!{_LETTER})[\p{{L}}&&{_LETTER}]\p{{M}}*+(?:\.[\p{{L}}&&{_LETTER}]\p{{M}}*+)+(?!{_LETTER})\.?  # U.S.
@@ -53,14 +52,14 @@ def split_words(text: str) -> tuple[IntArray, IntArray]:
 def split_texts(texts: Sequence[str]) -> tuple[IntArray, IntArray, IntArray]:
     """The words of each of B texts, as `split_words` finds them, at a third of its cost for most languages.
 
-    Runs of ASCII letters between spaces are words as they stand. They are taken out, each with the space behind it,
+    Runs of ASCII letters between spaces are words as they stand. They are taken out, each with the space after it,
     and what is left is searched as one string: no word reaches across the space before such a run, or a line end.
 
     Returns:
         Starts and ends [W], counted within each text, and the number of words of each text [B]; int64.
     """
-    page = "\n".join([*texts, ""])
-    characters = np.frombuffer(page.encode("utf-32-le"), np.uint32)
+    joined = "\n".join([*texts, ""])
+    characters = np.frombuffer(joined.encode("utf-32-le"), np.uint32)
     is_space = (characters == ord(" ")) | (characters == ord("\n"))
     is_letter = (characters | 32) - np.uint32(ord("a")) < 26  # below "a" it wraps around
     edges = np.flatnonzero(np.diff(is_letter, prepend=False))

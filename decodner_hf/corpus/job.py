@@ -73,6 +73,7 @@ class Job:
             "text column": self.layout.text_column,
             "whole file": self.layout.whole_file,
             "file column": self.layout.file_column,
+            "report column": self.layout.report_column,
             "entities column": self.entities_column,
             "output format": sorted({part.form.suffix + part.form.compression for part in self.parts}),
         }
@@ -87,12 +88,13 @@ class Job:
         Raises:
             ValueError: a broken one, unless errors are skipped; a field that has the name of one to be added.
         """
+        added = {self.entities_column: "--entities-column", self.layout.report_column: "--report-column"}
         for record in read_records(self.sources, self.layout, meter):
-            if self.entities_column in record.fields:
-                raise ValueError(
-                    f"{self.place(record)} has a field {self.entities_column!r} already: choose another name for the "
-                    "entities with --entities-column."
-                )
+            for column, option in added.items():
+                if column in record.fields:
+                    raise ValueError(
+                        f"{self.place(record)} has a field {column!r} already: choose another name with {option}."
+                    )
             if record.problem is None:
                 yield record
             elif self.skip_errors:
@@ -202,7 +204,11 @@ def _output_format(
             f"cannot write {target.name!r}: its name must end in one of {', '.join(WRITTEN)}, text formats also in "
             f"that and one of {', '.join(COMPRESSIONS)}; or name a format with --format."
         )
-    return OutputFormat(suffix, compression, entities_column, layout.text_column, layout.file_column)
+    return OutputFormat(suffix, compression, entities_column, layout.text_column, _added_columns(layout))
+
+
+def _added_columns(layout: Layout) -> tuple[str, ...]:
+    return tuple(column for column in (layout.file_column, layout.report_column) if column is not None)
 
 
 def _parts_of_folder(folder: Path, sources: Sequence[Source], form: OutputFormat) -> Iterator[Part]:

@@ -21,8 +21,6 @@ BEGINNING = f'{{"kind": "{KIND}"'.encode()
 CHECK_BYTES = 9  # eight hexadecimal digits and a space
 TORN_HEADER = re.compile(rb"[0-9a-f]{0,7}|[0-9a-f]{8} ?")
 
-Count = Callable[[Record, Entities | None, str | None], None]
-
 
 @dataclass(frozen=True)
 class Result:
@@ -33,12 +31,14 @@ class Result:
         place: where it stands there.
         entities: None where the pipeline refused it.
         reason: why it was refused, None where it was not.
+        reading: how it was read, as the pipeline's `return_report` gives it; None where it was refused.
     """
 
     source: int
     place: str
     entities: Entities | None
     reason: str | None
+    reading: dict[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -89,12 +89,14 @@ class Journal:
         """Removes the file where there is one."""
         self.path.unlink(missing_ok=True)
 
-    def recover(self, expected: Iterator[Record], count: Count) -> tuple[int, list[Written]]:
+    def recover(
+        self, expected: Iterator[Record], count: Callable[[Record, Result], None]
+    ) -> tuple[int, list[Written]]:
         """Cuts a torn end off.
 
         Args:
             expected: the documents of the run, in order; those that have results are consumed.
-            count: gets each of these, with its entities, or None and why it was refused.
+            count: gets each of these with its result.
 
         Returns:
             How many of them have results, and the outputs that were written.
@@ -117,7 +119,7 @@ class Journal:
                     result, record = _result(value), next(expected, None)
                     self.check_order(result, record)
                     if record is not None:
-                        count(record, result.entities, result.reason)
+                        count(record, result)
                     done += 1
                 whole += len(line)
             file.truncate(whole)
@@ -178,10 +180,9 @@ class JournalWriter:
         """Closes the file."""
         self.file.close()
 
-    def add(self, record: Record, entities: Entities | None, reason: str | None = None) -> None:
+    def add(self, result: Result) -> None:
         """Adds a document's result."""
-        values: list[Any] = [record.source, record.place, entities]
-        self.file.write(_line(values if reason is None else [*values, reason]))
+        self.file.write(_line([result.source, result.place, result.entities, result.reason, result.reading]))
 
     def add_written(self, written: Written) -> None:
         """Adds an output that is complete, and brings the journal to the disk."""
@@ -211,5 +212,4 @@ def _value(line: bytes) -> Any:
 
 
 def _result(values: list[Any]) -> Result:
-    source, place, entities, *reason = values
-    return Result(source, place, entities, reason[0] if reason else None)
+    return Result(*values)

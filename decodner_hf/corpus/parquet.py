@@ -99,7 +99,7 @@ def copy_parquet(
     entities_column: str,
     entity_fields: Sequence[str],
     sources: Sequence[tuple[int, Source]],
-    file_column: str | None,
+    added_columns: Sequence[str],
 ) -> None:
     """Writes documents from parquet files: their columns as they are, and the entities.
 
@@ -109,16 +109,15 @@ def copy_parquet(
         entities_column: the field for the entities.
         entity_fields: see `OutputFormat`.
         sources: the files with their indices in the run.
-        file_column: a field to add that holds the file's name, None for none.
+        added_columns: fields that documents have besides those of their files: texts.
 
     Raises:
         ValueError: files whose columns do not go together.
     """
     arrow, parquet = pyarrow()
     schema = _common_schema(arrow, sources)
-    added = [_entities_field(arrow, entities_column, entity_fields)]
-    if file_column is not None:
-        added.insert(0, arrow.field(file_column, arrow.string()))
+    added = [arrow.field(name, arrow.string()) for name in added_columns]
+    added.append(_entities_field(arrow, entities_column, entity_fields))
     whole = schema
     for field in added:
         whole = whole.append(field)
@@ -129,15 +128,17 @@ def copy_parquet(
             first = 0
             with opened(source) as source_file:
                 for batch in _read_batches(arrow, _open(source_file, source), source):
-                    kept, entities = [], []
+                    kept: list[int] = []
+                    new: list[list[Any]] = [[] for _ in added]
                     beyond = (index, first + batch.num_rows)
                     while item is not None and (item.record.source, item.record.row) < beyond:
                         kept.append(item.record.row - first)
-                        entities.append(item.entities)
+                        for values, name in zip(new, added_columns, strict=False):
+                            values.append(item.record.fields[name])
+                        new[-1].append(item.entities)
                         item = next(items, None)
                     first += batch.num_rows
                     rows = batch if len(kept) == batch.num_rows else batch.take(arrow.array(kept, arrow.int64()))
-                    new = [[source.name] * len(kept), entities][-len(added) :]
                     columns = _columns(arrow, rows, schema)
                     columns += [arrow.array(values, field.type) for values, field in zip(new, added, strict=True)]
                     writer.write_batch(arrow.RecordBatch.from_arrays(columns, schema=whole))

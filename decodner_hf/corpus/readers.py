@@ -28,11 +28,13 @@ class Layout:
         text_column: the field that holds a document's text.
         whole_file: a text file is one document instead of one a line.
         file_column: a field to add that holds the file's name, None for none.
+        report_column: a field to add that holds how the document was read, None for none.
     """
 
     text_column: str = "text"
     whole_file: bool = False
     file_column: str | None = None
+    report_column: str | None = None
 
 
 Reader = Callable[[BinaryIO, Source, Layout], Iterator[Record]]
@@ -66,7 +68,7 @@ def read_records(
                     )
                 if layout.file_column is not None:
                     fields = {layout.file_column: source.name, **fields}
-                yield replace(record, source=index, fields=fields)
+                yield Record(record.place, record.text, fields, record.problem, record.row, index)
 
 
 def decoded_lines(file: BinaryIO) -> Iterator[tuple[str, str, str | None]]:

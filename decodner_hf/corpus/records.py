@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 Entities = list[dict[str, Any]]  # as the pipeline returns them
-Pipe = Callable[[Any], Any]  # a text -> its entities; an iterator of texts -> an iterator of entities, in order
+Pipe = Callable[..., Any]  # a text -> its result; an iterator of texts -> an iterator of results, in order
 Warn = Callable[[str], None]
 
 

@@ -23,19 +23,36 @@ class Report:
     Attributes:
         documents: documents that were annotated.
         entities: label -> entities found.
+        windows: windows in which they were read; most documents are their own only one.
+        truncated: where each truncated document stands, and the number of characters kept.
+        words_left_out: overlong words that were not read: where the document stands, and pairs of characters.
+        candidates: spans scored.
+        candidates_left_out: spans not scored, by reason, see the `report` of `DecodNERPipeline`.
         skipped: documents left out: {"document": where it stands, "reason": why}.
         was_complete: there was nothing left to do.
     """
 
     documents: int = 0
     entities: Counter[str] = field(default_factory=Counter)
+    windows: int = 0
+    truncated: list[dict[str, Any]] = field(default_factory=list)
+    words_left_out: list[dict[str, Any]] = field(default_factory=list)
+    candidates: int = 0
+    candidates_left_out: Counter[str] = field(default_factory=Counter)
     skipped: list[dict[str, str]] = field(default_factory=list)
     was_complete: bool = False
 
-    def add(self, entities: Entities) -> None:
-        """Counts an annotated document."""
+    def add(self, place: str, entities: Entities, reading: dict[str, Any]) -> None:
+        """Counts an annotated document, and how it was read."""
         self.documents += 1
         self.entities.update(str(entity["entity_group"]) for entity in entities)
+        self.windows += reading["windows"]
+        self.candidates += reading["candidates"]
+        self.candidates_left_out.update(reading["candidates_left_out"])
+        if reading["truncated_at"] is not None:
+            self.truncated.append({"document": place, "characters": reading["truncated_at"]})
+        if reading["words_left_out"]:
+            self.words_left_out.append({"document": place, "characters": reading["words_left_out"]})
 
     def skip(self, place: str, reason: str) -> None:
         """Counts a document that was left out."""
@@ -45,9 +62,8 @@ class Report:
         """Writes the report, with what identifies the run and its outputs."""
         values = {
             "kind": KIND,
-            "documents": self.documents,
+            **{name: value for name, value in vars(self).items() if name != "was_complete"},
             "entities": dict(self.entities.most_common()),
-            "skipped": self.skipped,
             "outputs": [[str(output), output.stat().st_size] for output in outputs],
             "run": run,
         }
@@ -73,4 +89,6 @@ def finished_run(path: Path, outputs: list[Path]) -> dict[str, Any] | None:
 def read_report(path: Path) -> Report:
     """Returns the report that a complete run wrote."""
     values = json.loads(path.read_bytes())
-    return Report(values["documents"], Counter(values["entities"]), values["skipped"], was_complete=True)
+    counters = {name: Counter(values[name]) for name in ("entities", "candidates_left_out")}
+    names = (name for name in Report.__dataclass_fields__ if name in values)
+    return Report(**{name: values[name] for name in names} | counters, was_complete=True)

@@ -6,10 +6,12 @@ journal is removed. Nothing is lost and nothing is doubled, wherever the run sto
 Knows nothing of the command line, nor of how the pipeline works.
 """
 
+import json
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
@@ -17,10 +19,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 from .fingerprint import fingerprint, settings_of
 from .inputs import Meter
 from .job import Job, Part, plan_job
-from .journal import Journal, JournalWriter, Written
+from .journal import Journal, JournalWriter, Result, Written
 from .progress import Progress
 from .readers import Layout
-from .records import Annotated, Entities, Pipe, Record, Warn
+from .records import Annotated, Pipe, Record, Warn
 from .report import Report, finished_run, read_report
 from .side_files import finish, locked, sync, unfinished
 from .streaming import annotate_records
@@ -44,6 +46,7 @@ def annotate(
     entities_column: str = "entities",
     whole_file: bool = False,
     file_column: str | None = None,
+    report_column: str | None = None,
     output_format: str | None = None,
     on_error: Literal["stop", "skip"] = "stop",
     resume: bool = False,
@@ -61,6 +64,7 @@ def annotate(
         entities_column: the outputs' field for the entities.
         whole_file: a text file is one document instead of one a line.
         file_column: a field to add that holds the name of the document's file.
+        report_column: a field to add that holds how the document was read: the `report` of `DecodNERPipeline`.
         output_format: "jsonl", "csv", ...; by default what the name of the output says, in a folder "jsonl".
         on_error: at a document that cannot be read or annotated, "stop", or "skip" it, with a warning.
         resume: go on with an interrupted run, if there is one.
@@ -80,7 +84,7 @@ def annotate(
     job = plan_job(
         [inputs] if isinstance(inputs, str | Path) else inputs,
         output,
-        layout=Layout(text_column, whole_file, file_column),
+        layout=Layout(text_column, whole_file, file_column, report_column),
         entities_column=entities_column,
         output_format=output_format,
         skip_errors=on_error == "skip",
@@ -145,12 +149,10 @@ def stream_job(
     documents = job.documents(tally.leave_out, meter)
 
     def annotated() -> Iterator[Annotated]:
-        for record, outcome in annotate_records(pipe, documents):
-            if isinstance(outcome, ValueError):
-                tally.refuse(record, outcome)
-            else:
-                tally.count(record, outcome, None)
-                yield Annotated(record, outcome)
+        for record, outcome in annotate_records(partial(pipe, return_report=True), documents):
+            result = tally.result_of(record, outcome)
+            if result.entities is not None:
+                yield Annotated(_with_reading(record, result, job), result.entities)
             shown.advance()
 
     with shown.over(None, 0, meter, job.bytes()):
@@ -208,13 +210,28 @@ class _Tally:
         self.report = Report()
         self.entity_fields: set[str] = set()
 
-    def count(self, record: Record, entities: Entities | None, reason: str | None) -> None:
-        """Counts a document with its entities, or with why it has none."""
-        if entities is None:
-            self.leave_out(replace(record, problem=reason))
+    def result_of(self, record: Record, outcome: Any) -> Result:
+        """Returns what the journal holds of a document, from what the pipeline gave or raised, and counts it.
+
+        Raises:
+            ValueError: the pipeline refused it, and errors are not skipped.
+        """
+        if not isinstance(outcome, ValueError):
+            result = Result(record.source, record.place, outcome["entities"], None, outcome["report"])
+        elif self.job.skip_errors:
+            result = Result(record.source, record.place, None, str(outcome), None)
+        else:
+            raise ValueError(f"{self.job.place(record)}: {outcome}\nLeave it out with --on-error skip.") from outcome
+        self.count(record, result)
+        return result
+
+    def count(self, record: Record, result: Result) -> None:
+        """Counts a document."""
+        if result.entities is None:
+            self.leave_out(replace(record, problem=result.reason))
             return
-        self.report.add(entities)
-        for entity in entities:
+        self.report.add(self.job.place(record), result.entities, result.reading or {})
+        for entity in result.entities:
             self.entity_fields.update(entity)
 
     def leave_out(self, record: Record) -> None:
@@ -223,12 +240,6 @@ class _Tally:
         self.report.skip(place, reason)
         if len(self.report.skipped) <= WARNINGS_SHOWN:
             self.warn(f"{place} is left out: {reason}")
-
-    def refuse(self, record: Record, error: ValueError) -> None:
-        """Counts a document that the pipeline refuses; raises a ValueError unless errors are skipped."""
-        if not self.job.skip_errors:
-            raise ValueError(f"{self.job.place(record)}: {error}\nLeave it out with --on-error skip.") from error
-        self.count(record, None, str(error))
 
     def finish(self) -> None:
         """Warns of how many documents were left out, if not of each."""
@@ -261,13 +272,8 @@ class _Run:
 
     def _annotate(self, pipe: Pipe, documents: Iterator[Record], journal: JournalWriter) -> None:
         flushed = 0.0  # the first result is kept at once
-        for record, outcome in annotate_records(pipe, documents):
-            if isinstance(outcome, ValueError):
-                self.tally.refuse(record, outcome)
-                journal.add(record, None, str(outcome))
-            else:
-                journal.add(record, outcome)
-                self.tally.count(record, outcome, None)
+        for record, outcome in annotate_records(partial(pipe, return_report=True), documents):
+            journal.add(self.tally.result_of(record, outcome))
             if monotonic() - flushed > SECONDS_BETWEEN_FLUSHES:
                 journal.flush()
                 flushed = monotonic()
@@ -306,7 +312,17 @@ class _Run:
                 raise ValueError(f"{self.journal.path} lacks the result of {self.job.place(record)}.")
             self.journal.check_order(result, record)
             if result.entities is not None:
-                yield Annotated(record, result.entities)
+                yield Annotated(_with_reading(record, result, self.job), result.entities)
+
+
+def _with_reading(record: Record, result: Result, job: Job) -> Record:
+    """Returns a document with how it was read as one of its fields, where the job asks for that."""
+    column = job.layout.report_column
+    if column is None:
+        return record
+    in_parquet = job.parts[0].form.suffix == ".parquet"  # whose columns have one type: text
+    reading = json.dumps(result.reading) if in_parquet else result.reading
+    return replace(record, fields=record.fields | {column: reading})
 
 
 def _is_written(part: Part, written: Written | None) -> bool:

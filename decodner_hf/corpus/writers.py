@@ -32,7 +32,7 @@ class OutputFormat:
         compression: ".gz", ".zst" or "".
         entities_column: the field for the entities.
         text_column: the field with the text, which html and conll show by itself.
-        file_column: a field that was added to parquet rows, None for none.
+        added_columns: fields that documents have besides those of their files.
         entity_fields: what entities have besides label, score, word, start and end: "scores", "truncated_at".
     """
 
@@ -40,7 +40,7 @@ class OutputFormat:
     compression: str
     entities_column: str
     text_column: str
-    file_column: str | None = None
+    added_columns: tuple[str, ...] = ()
     entity_fields: tuple[str, ...] = ()
 
 
@@ -104,7 +104,7 @@ def _write_parquet(
     file: BinaryIO, annotations: Annotations, form: OutputFormat, sources: Sequence[tuple[int, Source]]
 ) -> None:
     if sources and all(source.suffix == ".parquet" for _, source in sources):
-        parquet.copy_parquet(file, annotations, form.entities_column, form.entity_fields, sources, form.file_column)
+        parquet.copy_parquet(file, annotations, form.entities_column, form.entity_fields, sources, form.added_columns)
     else:
         parquet.write_parquet(file, annotations, form.entities_column, form.entity_fields)
 

@@ -17,30 +17,42 @@ def bounds_of_entities(example: Example) -> IntArray:
     return np.array([entity[:2] for entity in example.character_entities], np.int64).reshape(-1, 2)
 
 
-def indices_among(spans: IntArray, candidates: IntArray) -> IntArray:
-    """Returns int64 [G]: which of the `candidates` [S, 2] each of the `spans` [G, 2] is; -1 for none."""
-    if not len(candidates):
+def indices_among(spans: IntArray, start: IntArray, end: IntArray) -> IntArray:
+    """Returns int64 [G]: which candidate (`start` [S], `end` [S]) each of the `spans` [G, 2] is; -1 for none."""
+    if not len(spans) or not len(start):
         return np.full(len(spans), -1)
-    stride = int(max(candidates[:, 1].max(), spans[:, 1].max(initial=0))) + 1
-    keys, wanted = (bounds[:, 0] * stride + bounds[:, 1] for bounds in (candidates, spans))
+    keys, wanted = (start << 32) | end, (spans[:, 0] << 32) | spans[:, 1]  # offsets are below 2 ** 31
     order = np.argsort(keys, kind="stable")
-    place = order[np.searchsorted(keys, wanted, sorter=order).clip(max=len(keys) - 1)]
+    place = order[np.minimum(np.searchsorted(keys, wanted, sorter=order), len(keys) - 1)]
     return np.where(keys[place] == wanted, place, -1)
 
 
-def coverage_kinds(
-    gold: IntArray, is_candidate: BoolArray, word_starts: IntArray, word_ends: IntArray, max_span_words: int
-) -> IntArray:
-    """Returns int64 [G]: for each of the spans `gold` [G, 2], the index in `COVERAGE_KINDS` of what became of it.
+def in_words(spans: IntArray, word_starts: IntArray, word_ends: IntArray) -> IntArray:
+    """Returns int64 [G, 2]: start word and end word (one past the last) of spans [G, 2] in characters.
+
+    A span that does not begin and end with a word becomes the empty span (0, 0).
 
     Args:
-        gold: gold spans in characters.
-        is_candidate: [G], whether each is a candidate.
+        spans: half-open, in characters.
         word_starts: int64 [W], first character of each word of the document.
-        word_ends: int64 [W], the character after each word's last.
+        word_ends: int64 [W], one past the last character of each word.
+    """
+    if not len(word_starts):
+        return np.zeros_like(spans)
+    last_word = len(word_starts) - 1
+    first = np.minimum(np.searchsorted(word_starts, spans[:, 0]), last_word)
+    last = np.minimum(np.searchsorted(word_ends, spans[:, 1]), last_word)
+    on_words = (word_starts[first] == spans[:, 0]) & (word_ends[last] == spans[:, 1])
+    return np.stack([first * on_words, (last + 1) * on_words], axis=1)
+
+
+def coverage_kinds(words: IntArray, is_candidate: BoolArray, max_span_words: int) -> IntArray:
+    """Returns int64 [G]: for each gold span, the index in `COVERAGE_KINDS` of what became of it.
+
+    Args:
+        words: int64 [G, 2], the gold spans as `in_words` gives them.
+        is_candidate: [G], whether each is a candidate.
         max_span_words: longest candidate.
     """
-    first, last = np.searchsorted(word_starts, gold[:, 0]), np.searchsorted(word_ends, gold[:, 1])
-    on_words = np.isin(gold[:, 0], word_starts) & np.isin(gold[:, 1], word_ends)
-    reasons = [is_candidate, on_words & (last + 1 - first > max_span_words), ~on_words]
-    return np.select(reasons, [0, 1, 2], 3)
+    size = words[:, 1] - words[:, 0]
+    return np.where(is_candidate, 0, np.where(size == 0, 2, np.where(size > max_span_words, 1, 3)))

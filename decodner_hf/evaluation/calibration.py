@@ -92,11 +92,13 @@ def calibrate(
         examples: a dev set, fully labelled.
         context: as for `score_examples`: calibrate in the mode that will be used.
         min_support: gold spans that a label needs for a threshold of its own.
-        **choices: keyword arguments of a call to the pipeline (candidate_labels, overlap).
+        **choices: keyword arguments of a call to the pipeline (candidate_labels, overlap). Every candidate is scored,
+            also of a model that grows spans, unless `growth` says otherwise.
 
     Raises:
         ValueError: multi_label, no gold span among the candidates, or what `score_examples` refuses.
     """
+    choices = {"growth": False} | choices
     scored = score_examples(pipe, examples, context=context, **choices)
     return fit(scored, Decoder.of(pipe, scored.labels, **choices), min_support)
 

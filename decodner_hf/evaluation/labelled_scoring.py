@@ -22,7 +22,7 @@ from ..core.selection import select_spans
 from ..core.streaming import scored_passes
 from ..data.document_context import Context, Passage, passages_of
 from ..data.examples import Example, labels_of
-from ..data.gold_spans import COVERAGE_KINDS, bounds_of_entities, coverage_kinds, indices_among
+from ..data.gold_spans import COVERAGE_KINDS, bounds_of_entities, coverage_kinds, in_words, indices_among
 from .span_metrics import SpanTable, row_numbers, span_scores
 
 PASSAGES_AT_ONCE = 64  # encoded together
@@ -258,11 +258,10 @@ def _columns(passage: Passage, start: IntArray, end: IntArray) -> tuple[IntArray
 
 def _coverage(example: Example, prepared: PreparedDocument, max_span_words: int) -> IntArray:
     """Returns int64 [4]: how many gold spans of an example are of each of `COVERAGE_KINDS`."""
-    gold = bounds_of_entities(example)
-    bounds = [np.stack([window.candidates.start, window.candidates.end], axis=1) for window in prepared.windows]
-    is_candidate = indices_among(gold, np.concatenate(bounds)) >= 0
-    document = prepared.document
-    kinds = coverage_kinds(gold, is_candidate, document.word_starts, document.word_ends, max_span_words)
+    gold, document = bounds_of_entities(example), prepared.document
+    start, end = (np.concatenate([getattr(w.candidates, side) for w in prepared.windows]) for side in ("start", "end"))
+    words = in_words(gold, document.word_starts, document.word_ends)
+    kinds = coverage_kinds(words, indices_among(gold, start, end) >= 0, max_span_words)
     return np.bincount(kinds, minlength=len(COVERAGE_KINDS))
 
 

@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from ..core.arrays import BoolArray, IntArray, bounds_of, ramp_of
+from ..core.arrays import IntArray, bounds_of, ramp_of
 from ..core.forest import SpanPaths
 from ..core.prompting import PromptTemplate
 from ..core.spans import CandidateSpans, EncodedDocument, encode_documents
 from ..data.document_context import Passage
-from ..data.gold_spans import bounds_of_entities
+from ..data.gold_spans import bounds_of_entities, in_words
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,11 @@ class CandidateEncoder:
         """Returns int64 [K, 2], in words: the candidates of more than `listed_span_words`, each once."""
         if self.listed_span_words >= self.max_span_words:
             return np.empty((0, 2), np.int64)
-        start, end = gold_in_words(document, bounds_of_entities(passage.example)).T
+        gold = bounds_of_entities(passage.example)
+        start, end = in_words(gold, document.word_starts, document.word_ends).T
         held = (end - start >= self.listed_span_words) & (end - start <= self.max_span_words)
+        if not held.any():
+            return np.empty((0, 2), np.int64)
         start, end = start[held], end[held]
         lengths = end + 1 - start - self.listed_span_words  # from one more than listed to one more than the gold span
         starts, ends = np.repeat(start, lengths), np.repeat(start + self.listed_span_words + 1, lengths)
@@ -79,17 +82,6 @@ class CandidateEncoder:
         fits = (ends - starts <= self.max_span_words) & (ends <= len(document.word_starts))
         with_tokens = np.isin(starts, _starts_with_tokens(document, self.listed_span_words))
         return np.unique(np.stack([starts, ends], axis=1)[fits & with_tokens], axis=0)
-
-
-def gold_in_words(document: EncodedDocument, gold: IntArray) -> IntArray:
-    """Returns int64 [G, 2]: start word and end word (one past the last) of gold spans `gold` [G, 2] in characters.
-
-    A span that does not begin and end with a word becomes the empty span (0, 0).
-    """
-    start = np.searchsorted(document.word_starts, gold[:, 0])
-    end = np.searchsorted(document.word_ends, gold[:, 1]) + 1
-    on_words: BoolArray = np.isin(gold[:, 0], document.word_starts) & np.isin(gold[:, 1], document.word_ends)
-    return np.stack([start, end], axis=1) * on_words[:, None]
 
 
 def _starts_with_tokens(document: EncodedDocument, words: int) -> IntArray:

@@ -19,11 +19,11 @@ STOPS, GOES_ON = 0, 1
 
 @dataclass(frozen=True)
 class Continued:
-    """The K pairs of a candidate and a type of a gold span that continues it.
+    """The K pairs of a candidate and a gold span that continues it.
 
     Attributes:
         span: int64 [K], index of the candidate.
-        type: int64 [K], number of the type.
+        type: int64 [K], number of the gold span's type.
     """
 
     span: IntArray
@@ -45,8 +45,7 @@ class Continued:
         span = np.repeat(np.arange(candidates.num_spans), counts)
         longer = order[np.repeat(first, counts) + ramp_of(counts)]
         kept = gold[longer, 1] > candidates.end_word[span]
-        pairs = np.unique(np.stack([span[kept], types[longer[kept]]], axis=1).reshape(-1, 2), axis=0)
-        return cls(pairs[:, 0], pairs[:, 1])
+        return cls(span[kept], types[longer[kept]])
 
     def answers(self, num_spans: int, is_asked: BoolArray, partial: bool) -> NDArray[np.int8]:
         """Returns int8 [S]: 1 where a candidate goes on, 0 where it does not, -100 where nobody knows.

@@ -22,8 +22,8 @@ from ..core.prompting import PromptTemplate
 from ..core.spans import EncodedDocument
 from ..data.document_context import Context, Passage, passages_of
 from ..data.examples import Example, labels_of
-from ..data.gold_spans import COVERAGE_KINDS, bounds_of_entities, coverage_kinds, indices_among
-from .candidates import CandidateEncoder, gold_in_words
+from ..data.gold_spans import COVERAGE_KINDS, bounds_of_entities, coverage_kinds, in_words, indices_among
+from .candidates import CandidateEncoder
 from .continuation import Continued
 from .sources import TrainingSource
 
@@ -293,20 +293,21 @@ class _Encoder:
 
     def _gold(self, passage: Passage, document: EncodedDocument) -> tuple[_Gold, Coverage]:
         """Returns the gold spans, and the coverage of them."""
-        gold, longest = bounds_of_entities(passage.example), self.candidates.max_span_words
-        is_candidate = indices_among(gold, _bounds(document)) >= 0
-        kinds = coverage_kinds(gold, is_candidate, document.word_starts, document.word_ends, longest)
+        bounds, spans = bounds_of_entities(passage.example), document.candidates
+        is_candidate = indices_among(bounds, spans.start, spans.end) >= 0
+        words = in_words(bounds, document.word_starts, document.word_ends)
+        kinds = coverage_kinds(words, is_candidate, self.candidates.max_span_words)
         labels = [label for *_, label in passage.example.entities]
-        types = np.array([self.numbers[label] for label in labels], np.int64)
+        types = [self.numbers[label] for label in labels]
         found: dict[tuple[int, int], int] = {}
         relabelled = 0
-        for (start, end), number, known in zip(gold.tolist(), types.tolist(), is_candidate.tolist(), strict=True):
+        for (start, end), number, known in zip(bounds.tolist(), types, is_candidate.tolist(), strict=True):
             if known and found.setdefault((start, end), number) != number:
                 relabelled += 1
         named = [COVERAGE_KINDS[kind] for kind in kinds.tolist()]
         wide = (label for label, kind in zip(labels, named, strict=True) if kind == "wider_than_limit")
-        counts = Coverage(len(passage.members), len(gold), Counter(named), relabelled, Counter(wide))
-        return _Gold(found, gold_in_words(document, gold), types), counts
+        counts = Coverage(len(passage.members), len(bounds), Counter(named), relabelled, Counter(wide))
+        return _Gold(found, words, np.array(types, np.int64)), counts
 
     def _documents(
         self,
@@ -345,17 +346,13 @@ def _skipped(passage: Passage, document: EncodedDocument, error: NoWindowError) 
     return Coverage(examples=examples, gold=gold, skipped=examples, skipped_gold=gold, skip_reason=reason)
 
 
-def _bounds(document: EncodedDocument) -> IntArray:
-    """Returns int64 [S, 2]: start and end of its candidates."""
-    return np.stack([document.candidates.start, document.candidates.end], axis=1)
-
-
 def _gold_codes(
     gold: Mapping[tuple[int, int], int], window: EncodedDocument, partial: np.random.Generator | None
 ) -> IntArray:
     """Returns int64 [S]: the gold code of each of the window's candidates; `partial` draws the sure negatives."""
     codes = np.full(window.candidates.num_spans, NONE if partial is None else UNLABELLED)
-    places = indices_among(np.array(list(gold), np.int64).reshape(-1, 2), _bounds(window))
+    spans = window.candidates
+    places = indices_among(np.array(list(gold), np.int64).reshape(-1, 2), spans.start, spans.end)
     labelled = places[places >= 0]
     codes[labelled] = np.fromiter(gold.values(), np.int64, len(gold))[places >= 0] + 1
     if partial is not None:

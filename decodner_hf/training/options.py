@@ -75,7 +75,9 @@ class TrainingOptions:
         max_span_words: longest candidate span; the model's if None.
         listed_span_words: up to this length training scores every span; longer ones only if they are gold spans, their
             word prefixes, or one word longer than one. If None: 8 with `continuation`, without it no limit.
-        continuation: trains the question whether a longer name of a type asked for begins like a span.
+        continuation: trains the question whether a longer name of a type asked for begins like a span, so that the
+            model grows spans; the longest candidate is then 32 words unless `max_span_words` says otherwise.
+        continuation_weight: weight of the question's loss.
         answer_cue: text between a span and its label; the model's if None.
         lora_rank: trains adapters of this rank instead of all weights.
         load_in_4bit: quantizes the frozen decoder; needs `lora_rank`.
@@ -134,6 +136,7 @@ class TrainingOptions:
     max_span_words: int | None = None
     listed_span_words: int | None = None
     continuation: bool = False
+    continuation_weight: float = 0.1
     answer_cue: str | None = None
     lora_rank: int | None = None
     load_in_4bit: bool = False
@@ -172,7 +175,7 @@ class TrainingOptions:
             self._check(name, check_count)
         for name in ("workers", "seed", "evaluate_epochs"):
             self._check(name, check_count, 0)
-        for name in ("learning_rate", "weight_decay", "none_weight"):
+        for name in ("learning_rate", "weight_decay", "none_weight", "continuation_weight"):
             self._check(name, check_number, 0)
         for name in ("warmup", "cross_source_negatives", "random_symbols", "token_noise"):
             self._check(name, check_number, 0, 1)

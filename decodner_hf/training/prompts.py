@@ -13,7 +13,14 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from ..core.arrays import BoolArray, IntArray, bounds_of, ramp_of
-from ..core.prompting import EncodedPrompt, LabelSymbols, PromptTemplate, TooManyLabelsError, choose_symbols
+from ..core.prompting import (
+    EncodedPrompt,
+    LabelSymbols,
+    PromptTemplate,
+    TooManyLabelsError,
+    choose_symbols,
+    continuation_token_ids,
+)
 from ..core.tokenization import continuation_ids
 from ..core.validation import check_count, check_number
 from .documents import EncodedSources, TrainingDocument
@@ -80,16 +87,20 @@ class AskedTypes:
 
 
 def fixed_prompt(
-    labels: Mapping[str, str | None], tokenizer: PreTrainedTokenizerBase, template: PromptTemplate
+    labels: Mapping[str, str | None],
+    tokenizer: PreTrainedTokenizerBase,
+    template: PromptTemplate,
+    continuation: bool = False,
 ) -> EncodedPrompt:
-    """Returns the prompt that the pipeline uses for these labels, in one piece.
+    """Returns the prompt that the pipeline uses for these labels, in one piece; `continuation`: with the question.
 
     Raises:
         ValueError: more labels than the tokenizer has symbols for: a fixed prompt cannot be cut into shards.
     """
     symbols = choose_symbols(tokenizer, len(labels))
     prefix = template.encode_prefix(tokenizer, labels, symbols)
-    return EncodedPrompt(prefix, symbols.token_ids, template.encode_cue(tokenizer))
+    question = continuation_token_ids(tokenizer) if continuation else np.empty(0, np.int64)
+    return EncodedPrompt(prefix, symbols.token_ids, template.encode_cue(tokenizer), question)
 
 
 class OpenPrompter:
@@ -105,6 +116,7 @@ class OpenPrompter:
         """Measures every type's part of a prompt."""
         self.settings, self.encoded, self.tokenizer, self.template = settings, encoded, tokenizer, template
         self.cue_token_ids = template.encode_cue(tokenizer)
+        self.question = continuation_token_ids(tokenizer) if encoded.continuation else np.empty(0, np.int64)
         try:
             self.pool = choose_symbols(tokenizer, SYMBOL_POOL)
         except TooManyLabelsError as error:
@@ -236,7 +248,7 @@ class OpenPrompter:
             labels = {self.encoded.types[number]: None for number in types.tolist()}
         symbols = self._symbols(len(labels), generator)
         prefix = self.template.encode_prefix(self.tokenizer, labels, symbols)
-        return EncodedPrompt(prefix, symbols.token_ids, self.cue_token_ids)
+        return EncodedPrompt(prefix, symbols.token_ids, self.cue_token_ids, self.question)
 
     def _symbols(self, count: int, generator: np.random.Generator) -> LabelSymbols:
         if generator.random() >= self.settings.random_symbols:

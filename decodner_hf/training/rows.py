@@ -133,7 +133,7 @@ class PackedRows(Dataset[Row]):
         return self._padded(
             forest,
             masked,
-            prompt.symbol_token_ids[None],
+            np.append(prompt.symbol_token_ids, prompt.question_token_ids)[None],
             labels=np.concatenate([document.gold for document in documents]),
             prompts=np.zeros(forest.num_spans, np.int64),
             continues=[document.continues(every) for document in documents],
@@ -161,6 +161,7 @@ class PackedRows(Dataset[Row]):
         )
         masked = self._masked(index, forest, forest.cu_nodes.numpy()[:-1], np.array(prompt_lengths))
         prompts = np.repeat(np.arange(len(documents)), [len(document.gold) for document in documents])
+        symbols = np.concatenate([symbols, np.tile(prompter.question, (len(slots), 1))], axis=1)
         return self._padded(
             forest, masked, symbols, labels=np.concatenate(labels), prompts=prompts, continues=continues
         )

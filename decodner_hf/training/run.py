@@ -94,6 +94,7 @@ def train(options: TrainingOptions, report: Report = print) -> TrainingResult:
         dev_labels=data.dev_labels,
         none_weight=options.none_weight,
         loss_divisor=options.loss_divisor,
+        continuation_weight=options.continuation_weight,
         context=Context.of(options.context, options.context_words),
         callbacks=None if options.max_seconds is None else [TimeLimit(started + options.max_seconds)],
         optimizers=(optimizer_for(options, model), None),
@@ -148,7 +149,9 @@ def make_rows(
     """Encodes the sources and packs them; reports what was left out."""
     config, template = model.config, PromptTemplate.from_config(model.config)
     limit = None if model.position_limit is None else model.position_limit.limit
-    prompt = fixed_prompt(config.labels, tokenizer, template) if data.labels is not None else None
+    prompt = None
+    if data.labels is not None:
+        prompt = fixed_prompt(config.labels, tokenizer, template, options.continuation)
     if prompt is not None:
         prompt_tokens = len(prompt.prefix_token_ids)
     else:

@@ -22,9 +22,10 @@ from ..core.adapters import active_adapters
 from ..core.attention import ATTENTION_NAME
 from ..core.compatibility import native_class
 from ..core.hub import TASK
-from ..core.label_head import span_loss
+from ..core.label_head import continuation_loss, span_loss
 from ..core.modeling import DecodNERForSpanClassification
 from ..core.pipeline import DecodNERPipeline
+from ..core.validation import check_number
 from ..data.document_context import Context
 from ..data.examples import Example
 from ..evaluation.labelled_scoring import evaluate as evaluate_spans
@@ -74,6 +75,7 @@ class SpanTrainer(Trainer):
         dev_labels: labels that dev examples are asked for; the model's own if None.
         none_weight: weight of the spans that are no entity in the loss.
         loss_divisor: the summed loss is divided by this and the number of gold spans.
+        continuation_weight: weight of the continuation question's loss, where the rows ask it.
         context: how much of its document a dev example is read with; each is read alone if None.
         **kwargs: callbacks, optimizers and the like, as for `Trainer`.
 
@@ -94,6 +96,7 @@ class SpanTrainer(Trainer):
         dev_labels: Sequence[str] | None = None,
         none_weight: float = 1.0,
         loss_divisor: float = 4.0,
+        continuation_weight: float = 0.1,
         context: Context | None = None,
         **kwargs: Any,
     ) -> None:
@@ -104,12 +107,13 @@ class SpanTrainer(Trainer):
                 f"packed rows need {FIXED_ARGUMENTS} and one GPU per process (accelerate launch), not "
                 f"{wrong or f'{args.n_gpu} GPUs in this one'}: a step is row_tokens x accumulation x processes."
             )
-        if none_weight < 0 or loss_divisor <= 0:
-            raise ValueError(
-                f"none_weight must be at least 0 and loss_divisor above 0, not {none_weight!r} and {loss_divisor!r}."
-            )
+        check_number("none_weight", none_weight, 0.0)
+        check_number("continuation_weight", continuation_weight, 0.0)
+        if loss_divisor <= 0:
+            raise ValueError(f"loss_divisor must be above 0, not {loss_divisor!r}.")
         self.dev, self.dev_labels, self.context = list(dev), dev_labels, context
         self.none_weight, self.loss_divisor = none_weight, loss_divisor
+        self.continuation_weight = continuation_weight
         self._waited, self._began = 0.0, 0.0
         super().__init__(
             model=model,
@@ -151,13 +155,21 @@ class SpanTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """Returns the cross-entropy over the label symbols at every labelled span, normalised by gold spans."""
+        """Returns the loss of a row, normalised by gold spans: of its labels, and of the continuation question."""
         arrays = {name: torch.from_numpy(inputs[name]) for name in HOST_ARRAYS}
         given = {name: value for name, value in inputs.items() if name not in TARGETS}
         outputs = model(**(given | arrays))
         labels = inputs["labels"].reshape(-1)
-        loss = span_loss(outputs.logits, labels, num_items_in_batch, none_weight=self.none_weight) / self.loss_divisor
-        loss = loss * self.accelerator.num_processes  # ranks average their gradients, the sum is meant
+        logits, continues = outputs.logits, inputs.get("span_continues")
+        if continues is not None:  # the last two columns answer the continuation question
+            logits = logits[:, :-2]
+        loss = span_loss(logits, labels, num_items_in_batch, none_weight=self.none_weight)
+        if continues is not None:
+            num_gold = (labels > 0).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
+            question = continuation_loss(outputs.logits[:, -2:], continues.reshape(-1), num_gold)
+            loss = loss + self.continuation_weight * question
+        # ranks average their gradients, the sum is meant
+        loss = loss / self.loss_divisor * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
 
     @property

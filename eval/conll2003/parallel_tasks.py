@@ -2,7 +2,7 @@
 
 In: `Task`s, the most important first, and `Settings`. Out: `results.json`, rewritten whenever a task ends, and the
 tasks that are left. A task starts on a free slot once the model folder that it reads is there; what has a result is
-not run again. When the time is up the tasks under way are killed, and a later call starts them anew.
+not run again. When the time is up the tasks under way are killed, and a later call starts them again.
 Knows nothing of what the commands do.
 """
 

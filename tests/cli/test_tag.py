@@ -11,7 +11,7 @@ from fake_pipes import MODEL, TEXTS, entities_of
 
 from decodner_cli import main as cli
 from decodner_cli import pipeline_arguments, tag
-from decodner_hf.core import configuration, requests
+from decodner_hf.core import configuration, pipeline_io
 
 
 def test_a_text_becomes_a_table(capsys):
@@ -208,4 +208,4 @@ def test_the_version_is_told(capsys):
 
 def test_the_choices_are_those_of_the_pipeline():
     assert pipeline_arguments.OVERLAPS == configuration.OVERLAPS
-    assert pipeline_arguments.LONG_DOCUMENTS == requests.LONG_DOCUMENTS
+    assert pipeline_arguments.LONG_DOCUMENTS == pipeline_io.LONG_DOCUMENTS

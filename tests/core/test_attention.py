@@ -137,11 +137,11 @@ def test_blocks_equal_the_reference_under_any_window(nodes, prefix, seed, slidin
     torch.testing.assert_close(forest_attention(*arguments, metadata, window, 0.4), reference, rtol=0, atol=1e-12)
 
 
-def test_blocks_meet_only_what_they_can_see(monkeypatch):
+def test_blocks_read_only_what_they_can_see(monkeypatch):
     monkeypatch.setitem(BLOCK_ROWS, "cpu", 16)
     metadata = metadata_of(random_forest(400, 30), 30)
     blocks = metadata.once(query_blocks, LayerWindow(sliding=4), torch.device("cpu"))
-    assert max(len(block.key_nodes) for block in blocks) < 60
+    assert max(len(block.key_rows) for block in blocks) < 60
     assert min(block.prefix_start for block in blocks) == 27
     assert metadata.once(query_blocks, LayerWindow(sliding=4), torch.device("cpu")) is blocks
 

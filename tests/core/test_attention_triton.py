@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rounds import attend_in_rounds, random_rounds
 from transformers import AttentionInterface
 
 from decodner_hf.core import attention
@@ -199,6 +200,60 @@ def test_interpreted_kernel_takes_an_empty_prefix_as_none():
     torch.testing.assert_close(empty, forest_attention_triton(query, key, value, None, *inputs), rtol=0, atol=0)
 
 
+ROUND_LAYERS = {
+    "plain": Layer(),
+    "no_prefix": Layer(prefix=0),
+    "seven_a_group": Layer(heads=7, kv_heads=1),
+    "value_size_24": Layer(key_size=32, value_size=24),
+    "chunk_and_window": Layer(window=LayerWindow(sliding=20, chunk=32)),
+    "everything": Layer(heads=6, window=LayerWindow(sliding=30), softcap=5.0, sinks=True, value_size=32),
+    "split": Layer(prefix=85, sinks=True),
+}
+
+
+def check_rounds(layer, seed, dtype, device="cpu", config=None):
+    """Every round of a random forest by the kernel against the whole forest by the reference."""
+    rounds = random_rounds(seed, layer.prefix, documents=2)
+    layer = replace(layer, nodes=rounds.forest.num_nodes)
+    query, key, value, prefix, sinks = layer.inputs(np.random.default_rng(seed), dtype, device)
+    rest = (layer.window, layer.key_size**-0.5, layer.softcap)
+
+    def kernel(queries, keys, values, metadata):
+        return forest_attention_triton(queries, keys, values, prefix, metadata, *rest, sinks, config=config)
+
+    found = attend_in_rounds(rounds, kernel, query, key, value)
+    same_dtype = forest_attention(query, key, value, prefix, rounds.whole(), *rest, sinks)
+    doubles = [part if part is None else part.double() for part in (query, key, value, sinks)]
+    prefix = prefix and tuple(part.double() for part in prefix)
+    exact = forest_attention_reference(*doubles[:3], prefix, rounds.whole(), *rest, doubles[3])
+    error, allowed = (found - exact).abs().max(), 2 * (same_dtype - exact).abs().max() + 1e-6
+    assert error <= allowed, f"{error:.2e} > {allowed:.2e}"
+
+
+@interpreter
+@pytest.mark.usefixtures("nan_memory")
+@pytest.mark.parametrize("name", [name for name in ROUND_LAYERS if name != "split"])
+def test_interpreted_kernel_in_rounds_equals_the_reference_in_one_pass(name):
+    for seed, config in enumerate((SMALL, SMALL_TMA)):
+        check_rounds(ROUND_LAYERS[name], seed, torch.float32, config=config)
+
+
+@interpreter
+@pytest.mark.usefixtures("nan_memory")
+def test_interpreted_kernel_in_rounds_with_its_prefix_split(monkeypatch):
+    monkeypatch.setattr(attention_triton, "MIN_SPLIT", 16)
+    check_rounds(ROUND_LAYERS["split"], 1, torch.float32, config=SPLIT)
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("nan_memory")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("name", ROUND_LAYERS)
+def test_kernel_in_rounds_equals_the_reference_in_one_pass(name, dtype):
+    for seed in range(20):
+        check_rounds(ROUND_LAYERS[name], seed, dtype, "cuda")
+
+
 def operator_arguments(layer, config, dtype=torch.float32):
     random = np.random.default_rng(0)
     metadata = layer.metadata(random)
@@ -259,11 +314,8 @@ def test_kernel_compiles_into_one_graph():
 def test_a_second_copy_of_the_kernel_s_file_serves_beside_the_first(tmp_path, monkeypatch):
     package = tmp_path / "copied"
     package.mkdir()
-    for name in (
-        *("arrays.py", "layer_window.py", "cache.py", "attention_metadata.py", "block_map.py"),
-        *("kernel_triton.py", "attention_triton.py"),
-    ):
-        shutil.copy(Path(attention.__file__).parent / name, package)
+    for file in Path(attention.__file__).parent.glob("*.py"):
+        shutil.copy(file, package)
     monkeypatch.syspath_prepend(str(tmp_path))
     copied = importlib.import_module("copied.attention_triton")
     layer = LAYERS["plain"]

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from compiled_models import PREFIXES, SIZES, SYMBOLS, model_of, random_forest, scores
+from rounds import random_rounds
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 from torch._dynamo.utils import counters
@@ -8,6 +9,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from decodner_hf import SpanPaths, UniversalDecoder, build_forest
 from decodner_hf.core import attention, compilation
+from decodner_hf.core.kept_rows import KeptRows
+from decodner_hf.core.label_head import last_hidden_states
 
 
 @pytest.mark.usefixtures("kernel_on_cpu")
@@ -91,6 +94,26 @@ def test_larger_models_get_graphs_for_fewer_nodes_and_weights_that_are_buffers_c
 def test_fewer_than_no_nodes_are_refused():
     with pytest.raises(ValueError, match=r"cuda_graph_nodes must be at least 0.*not -5"):
         model_of("llama").compile_forest(cuda_graph_nodes=-5)
+
+
+@pytest.mark.usefixtures("kernel_on_cpu")
+@pytest.mark.parametrize(("kind", "graphs"), [("llama", 1), ("gemma3_text", 2)])
+@torch.no_grad()
+def test_compiled_layers_run_in_rounds(kind, graphs):
+    model, plain = model_of(kind), model_of(kind)
+    counters.clear()
+    model.compile_forest(backend="aot_eager")
+    for seed in range(4):
+        rounds = random_rounds(seed, 20)
+        cache, kept = plain.encode_prefix(torch.arange(20)), KeptRows()
+        whole = rounds.whole(cache=cache, layer_windows=model.layer_windows)
+        expected = last_hidden_states(plain.backbone, rounds.forest.token_ids, whole.position_ids, whole)
+        for nodes in rounds.rows:
+            metadata = rounds.metadata(nodes, kept, cache=cache, layer_windows=model.layer_windows)
+            found = last_hidden_states(model.backbone, rounds.forest.token_ids[nodes], metadata.position_ids, metadata)
+            kept.commit(metadata.own_rows())
+            torch.testing.assert_close(found, expected[nodes], rtol=1e-4, atol=1e-4)
+    assert counters["stats"]["unique_graphs"] == 2 * graphs  # one without kept rows and one with them
 
 
 @pytest.mark.usefixtures("kernel_on_cpu")

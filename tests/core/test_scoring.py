@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny_pipelines import tiny_native, tiny_pipeline
+from tiny_pipelines import tiny_float64, tiny_pipeline
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from varied_documents import varied_text
 
@@ -27,7 +27,7 @@ def tokenizer():
 @pytest.fixture(scope="module", params=[4096, 200], ids=["whole", "windows"])
 def exact(request, tokenizer):
     """A tiny random Llama in float64; one of few positions reads most documents in windows."""
-    model = tiny_native(vocab_size=len(tokenizer), max_position_embeddings=request.param).double()
+    model = tiny_float64(vocab_size=len(tokenizer), max_position_embeddings=request.param)
     return tiny_pipeline(tokenizer, model)
 
 

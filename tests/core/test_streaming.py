@@ -9,7 +9,8 @@ import torch
 from tiny_pipelines import LABELS, tiny_pipeline
 
 from decodner_hf.core import streaming
-from decodner_hf.core.streaming import PassQueue, documents_by_pass, in_parts_on_failure, packed_runs, scored_passes
+from decodner_hf.core.arrays import packed_runs
+from decodner_hf.core.streaming import PassQueue, documents_by_pass, in_parts_on_failure, scored_passes
 from decodner_hf.core.transfers import HostCopy, copy_to_device
 
 TEXTS = [f"Steve Jobs founded Apple number {index} in Cupertino." for index in range(12)]
@@ -62,7 +63,7 @@ def test_the_next_passes_are_launched_before_one_is_read(pipe):
 
 def test_what_a_group_leaves_over_shares_a_pass_with_the_next_group(pipe):
     groups = [[pipe.preprocess(text) for text in TEXTS[start : start + 4]] for start in range(0, 12, 4)]
-    pipe.scorer.token_budget = 3 * max(document.max_nodes for group in groups for document in group)
+    pipe.scorer.token_budget = 3 * max(document.budget_nodes for group in groups for document in group)
     scorer = RecordingScorer(pipe.scorer)
     passes = PassQueue(scorer)
     found = [run for group in groups for run in passes.add(group)]

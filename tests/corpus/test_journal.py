@@ -129,7 +129,7 @@ def test_a_damaged_journal_is_an_error_at_once(files, place):
     old, new = {
         "name": (b'"City1"', b'"Citi1"'),
         "score": (b"0.75", b"0.95"),
-        "line end": (b"}]]\n", b"}]]\0"),
+        "line end": (b"}}]\n", b"}}]\0"),
         "header": (b"kind", b"find"),
     }[place]
     damaged = journal.read_bytes().replace(old, new, 1)

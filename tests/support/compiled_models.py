@@ -31,10 +31,12 @@ def dense_attention(query, key, value, prefix_key, prefix_value, tables, limited
     assert sinks is None
     num_nodes, group = query.shape[2], query.shape[1] // key.shape[1]
     held, before = int(tables[7]), count_query_tiles(num_nodes, group, config[0]) * TILE_COLUMNS
-    nodes = tables[before:].long().split(num_nodes)
-    ends, positions, lowest = nodes[:3] if limited else (nodes[0], torch.zeros(()), torch.zeros(num_nodes))
-    row = torch.arange(num_nodes)
-    ancestor = (row <= row[:, None]) & (row[:, None] <= ends) & (positions >= lowest[:, None])
+    num_rows, kept = key.shape[2], key.shape[2] - num_nodes
+    rows = tables[before:].long().split(num_rows)
+    numbers, ends = rows[:2]
+    positions, lowest = (rows[2], rows[3][kept:]) if limited else (torch.zeros(()), torch.zeros(num_nodes))
+    number = numbers[kept:, None]
+    ancestor = (numbers <= number) & (number <= ends) & (positions >= lowest[:, None])
     mask = torch.cat([torch.arange(held) >= lowest[:, None], ancestor], dim=1)
     keys = torch.cat([prefix_key[:, :, :held], key], dim=2) if held else key
     values = torch.cat([prefix_value[:, :, :held], value], dim=2) if held else value

@@ -6,6 +6,14 @@ from itertools import islice
 MODEL = ["--model", "tiny", "--labels", "Name"]
 TEXTS = ["Steve Jobs founded Apple.", "", "nobody here", 'Zoë said "Hi"', "日本 Tokyo\u2028Kyoto"]
 
+READING = {
+    "windows": 1,
+    "truncated_at": None,
+    "words_left_out": [],
+    "candidates": 5,
+    "candidates_left_out": {"too_many_words": 2, "no_tokens": 0, "not_read": 0},
+}
+
 
 def entities_of(text):
     return [
@@ -23,8 +31,11 @@ class FakePipe:
         self.settings = settings or {}
         self.annotated = []
 
-    def __call__(self, inputs):
-        return self.one(inputs) if isinstance(inputs, str) else self.many(inputs)
+    def __call__(self, inputs, return_report=False):
+        results = [self.one(inputs)] if isinstance(inputs, str) else self.many(inputs)
+        if return_report:
+            results = ({"entities": entities, "report": READING} for entities in results)
+        return next(iter(results)) if isinstance(inputs, str) else results
 
     def many(self, texts):
         while group := list(islice(texts, 3)):

@@ -18,6 +18,17 @@ def tiny_native(**overrides):
     return tiny_model(tiny_config("llama", **(sizes | overrides)))
 
 
+def tiny_float64(**overrides):
+    """`tiny_native` in float64 throughout: transformers' Llama norm casts to float32, whose rounding can jump."""
+    model = tiny_native(**overrides).double()
+    for name, module in list(model.named_modules()):
+        if type(module).__name__ == "LlamaRMSNorm":
+            norm = torch.nn.RMSNorm(module.weight.shape, eps=module.variance_epsilon, dtype=torch.float64)
+            norm.weight = module.weight
+            model.set_submodule(name, norm)
+    return model
+
+
 def tiny_pipeline(tokenizer=None, model=None, **kwargs):
     """Returns a pipeline around `tiny_native()` on the CPU."""
     tokenizer = tokenizer or byte_level_single_digits()

@@ -66,9 +66,8 @@ def inputs_of(row):
 def trainer(model, rows, folder, **arguments):
     given = {"num_train_epochs": 1, "learning_rate": 3e-3, "report_to": [], "logging_steps": 1, "save_strategy": "no"}
     given |= {"remove_unused_columns": False, "per_device_train_batch_size": 1, "use_cpu": True, "disable_tqdm": True}
-    own = {
-        name: arguments.pop(name) for name in ("none_weight", "dev", "loss_divisor", "optimizers") if name in arguments
-    }
+    names = ("none_weight", "dev", "loss_divisor", "continuation_weight", "optimizers")
+    own = {name: arguments.pop(name) for name in names if name in arguments}
     if arguments.pop("recomputed", False):
         recompute_layers(model)
     args = TrainingArguments(output_dir=str(folder), **(given | arguments))

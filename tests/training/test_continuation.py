@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_training import LABELS, fixed_rows
+from tiny_training import LABELS, fixed_rows, run_command, tiny_classifier, trainer
 from tokenizers_for_tests import byte_level_single_digits
 
-from decodner_hf import PromptTemplate
-from decodner_hf.core.label_head import UNLABELLED
+from decodner_hf import DecodNERConfig, DecodNERPipeline, PromptTemplate
+from decodner_hf.core.label_head import UNLABELLED, continuation_loss
 from decodner_hf.core.spans import encode_documents
 from decodner_hf.core.words import split_texts
 from decodner_hf.data.document_context import Context, passages_of
@@ -188,3 +189,40 @@ def test_windows_of_a_long_document_know_the_gold_of_the_whole():
 
 def test_rows_without_the_question_have_no_answers():
     assert "span_continues" not in fixed_rows()[0]
+
+
+def test_the_loss_of_the_question_is_its_cross_entropy_per_gold_span():
+    logits = torch.tensor([[2.0, 1.0], [0.5, 3.0], [9.0, 9.0]], dtype=torch.float64)
+    answers = torch.tensor([1, 0, UNLABELLED], dtype=torch.int8)
+    expected = -(np.log(1 / (1 + np.exp(-1.0))) + np.log(1 - 1 / (1 + np.exp(2.5)))) / 4
+    assert float(continuation_loss(logits, answers, 4)) == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_trained_model_answers_the_question_and_grows_spans(tmp_path):
+    examples = [
+        Example(["Ana", "Bo", "Cy", "met", "Dan"], ((0, 3, "PER"), (4, 5, "PER"))),
+        Example(["Dan", "met", "Ana", "Bo", "Cy"], ((0, 1, "PER"), (2, 5, "PER"))),
+    ]
+    tokenizer, template = byte_level_single_digits(), PromptTemplate()
+    source = TrainingSource("tiny", examples * 4, LABELS)
+    sources = encode_sources([source], tokenizer, template, max_span_words=4, continuation=True)
+    prompt = fixed_prompt(dict.fromkeys(LABELS), tokenizer, template, continuation=True)
+    rows = PackedRows(sources, prompt, row_tokens=256, epochs=40, seed=0)
+    model = tiny_classifier()
+    model.config.continuation = True
+    trainer(model, rows, tmp_path, continuation_weight=1.0).train()
+    pipe = DecodNERPipeline(model=model, tokenizer=tokenizer, device="cpu", task="decodner-ner")
+    text = " ".join(examples[0].content)
+    asked = {"overlap": "all", "threshold": 0.0, "max_span_words": 4}
+    grown = [
+        {entity["word"] for entity in pipe(text, growth_threshold=threshold, **asked)}
+        for threshold in np.linspace(0.05, 0.95, 19).tolist()
+    ]
+    assert {"Ana", "Ana Bo", "Ana Bo Cy", "Bo", "Cy", "met", "Dan"} in grown  # prefixes of the name alone go on
+    assert len(pipe(text, growth=False, **asked)) == 14
+
+
+def test_the_command_trains_the_question(files):
+    assert run_command(files, "--continuation", "--continuation-weight", "0.5") == 0
+    config = DecodNERConfig.from_pretrained(files / "out")
+    assert config.continuation is True

@@ -85,11 +85,11 @@ def test_two_ranks_stop_together_and_train_as_one_process_that_takes_both_rows(f
 
 
 def test_a_dev_document_that_one_rank_cannot_score_ends_both_once_the_model_is_saved(files):
-    rows = [{"tokens": ["x" * length], "entities": [[0, 1, "PER"]]} for length in (3, 2000)]
+    rows = [{"tokens": [word], "entities": [[0, 1, "PER"]]} for word in ("Ana", "\ud800")]
     (files / "dev.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (_, first), (_, second) = run_two_ranks(
         files, "--max-steps", "1", "--evaluate-epochs", "0", "--dev", str(files / "dev.jsonl"), code=1
     )
     assert "1 other process(es)" in first
-    assert "a window has room for" in second
+    assert "surrogate" in second
     assert (files / "two" / "model.safetensors").is_file()

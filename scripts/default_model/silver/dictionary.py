@@ -184,10 +184,10 @@ class DictionaryBuilder:
         self, tokens: Sequence[str], label: str, qualified: bool, first: frozenset[str], last: frozenset[str]
     ) -> bool:
         """Tells whether a name in running text can be believed to mean this."""
-        coarse, functions = self.taxonomy.most_general(label), self.taxonomy.words("function_words")
-        titles = self.taxonomy.words("personal_titles") if coarse != "location" else frozenset()
+        general, functions = self.taxonomy.most_general(label), self.taxonomy.words("function_words")
+        titles = self.taxonomy.words("personal_titles") if general != "location" else frozenset()
         capital = [token for token in tokens if token[0].isupper() or token[0].isdigit()]
-        if not 0 < len(tokens) <= LONGEST_NAME or not tokens[0][0].isupper() or (qualified and coarse != "person"):
+        if not 0 < len(tokens) <= LONGEST_NAME or not tokens[0][0].isupper() or (qualified and general != "person"):
             return False
         if any(token[0].islower() and token not in functions and len(token) > 3 for token in tokens):
             return False
@@ -195,17 +195,17 @@ class DictionaryBuilder:
             return False
         if len(tokens) == 2 and tokens[0] == "The" and self.counts.is_word(tokens[1]):
             return False
-        if coarse != "person" and len(tokens) == 2 and (tokens[0] in first or tokens[0] in titles):
+        if general != "person" and len(tokens) == 2 and (tokens[0] in first or tokens[0] in titles):
             return False
         if len(tokens) > 1:
             built = self.taxonomy.names("name_heads").get(tokens[-1])
-            if built and self.taxonomy.most_general(built) != coarse:  # a horse named "Royal Palace"
+            if built and self.taxonomy.most_general(built) != general:  # a horse named "Royal Palace"
                 return False
-            return len(capital) > 1 and not (coarse != "location" and all(map(self.counts.is_ordinary, tokens)))
+            return len(capital) > 1 and not (general != "location" and all(map(self.counts.is_ordinary, tokens)))
         word = tokens[0]
         if len(word) < SHORTEST_NAME or word.isupper() or word in last or word in first:
             return False
-        return self.counts.allows_name(word, place=coarse == "location")
+        return self.counts.allows_name(word, place=general == "location")
 
     def _person_names(self, readings: Iterable[tuple[str, str, bool, str, bool, int]]) -> tuple[frozenset[str], ...]:
         first: Counter[str] = Counter()

@@ -102,7 +102,7 @@ class Makers:
         first, last = self._first_and_last(generator)
         initial = f"{first[0]}."
         forms = {"name": f"{first} {last}", "last": last, "first": first, "initial": f"{initial} {last}"}
-        forms["behind"] = f"{last}, {first}"
+        forms["reversed"] = f"{last}, {first}"
         forms["initials"] = f"{initial}{generator.choice('ABCDEFGHJKLMPRSTW')}. {last}"
         return {form: (text, label) for form, text in forms.items()}
 
