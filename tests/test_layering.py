@@ -100,3 +100,9 @@ def test_files_that_contributing_names_exist():
     named = re.findall(r"`((?:decodner_hf|decodner_cli|eval|scripts|tests)/[\w/.]*)`", CONTRIBUTING)
     assert named
     assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_no_two_test_files_have_one_name():
+    """pytest imports test files by their bare names, and refuses the second of one name."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert [name for name in set(names) if names.count(name) > 1] == []
