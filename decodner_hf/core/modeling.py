@@ -617,8 +617,8 @@ class DecodNERForSpanClassification(PreTrainedModel, GenerationMixin):
 class DecodNERForTokenClassification(DecodNERForSpanClassification, GenerationMixin):
     """The same model as `AutoModelForTokenClassification` gives it: it says that it cannot label tokens one by one.
 
-    Without it `pipeline("ner")` would take the decoder's next-token logits for labels. It names `GenerationMixin` again
-    because transformers looks for it among the direct bases of remote classes.
+    Without it `pipeline("ner")` would take the decoder's next-token logits for labels. It names `GenerationMixin`
+    again because transformers looks for it among the direct bases of remote classes.
     """
 
     has_ordinary_forward = False
