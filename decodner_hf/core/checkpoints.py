@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
@@ -79,10 +80,16 @@ class LoadedDecoder:
 
 
 @contextmanager
-def readable_errors(in_pipeline: bool) -> Iterator[None]:
-    """Raises errors in such a way that they reach the user as they are: see `UnusableModelError`."""
+def readable_errors(path: str | None, in_pipeline: bool) -> Iterator[None]:
+    """Raises errors of loading `path` in such a way that they reach the user: see `UnusableModelError`."""
     try:
         yield
+    except SafetensorError as error:
+        problem = f"the weights in {path} cannot be read ({error}): a file is incomplete or damaged. Get it again."
+        raise UnusableModelError(problem) if in_pipeline else ValueError(problem) from None
+    except ZeroDivisionError:
+        problem = f"the config.json of {path} is not valid: a size or number of heads is 0."
+        raise UnusableModelError(problem) if in_pipeline else ValueError(problem) from None
     except (ValueError, OSError) as error:
         if in_pipeline:
             raise UnusableModelError(str(error)) from None

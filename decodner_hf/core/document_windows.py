@@ -379,9 +379,11 @@ class DocumentEncoder:
                 is_left_out[part.last_word :] = False  # they are cut off, with the rest
         starts, ends = document.word_starts[is_left_out].tolist(), document.word_ends[is_left_out].tolist()
         if starts:
+            number = whole.source.number
             logger.warning(
-                "%d overlong words of a document are not read; the first one is at character %d and has %d.",
-                *(len(starts), starts[0], ends[0] - starts[0]),
+                "%s: overlong words are not read: %d, the first of %d characters at character %d.",
+                *("the document" if number is None else f"document {number}", len(starts)),
+                *(ends[0] - starts[0], starts[0]),
             )
         words_left_out = tuple(zip(starts, ends, strict=True))
         return replace(whole, windows=tuple(windows), truncated_at=truncated_at, words_left_out=words_left_out)

@@ -204,7 +204,7 @@ class DecodNERForSpanClassification(PreTrainedModel, GenerationMixin):
             )
         path = None if pretrained_model_name_or_path is None else str(pretrained_model_name_or_path)
         with_info = kwargs.pop("output_loading_info", False)
-        with readable_errors(in_pipeline=PIPELINE_KEYWORD in kwargs):
+        with readable_errors(path, in_pipeline=PIPELINE_KEYWORD in kwargs):
             loaded = load_decoder(path, config, model_args, kwargs)
             model = cls(loaded.config, loaded.backbone)
             model.check()

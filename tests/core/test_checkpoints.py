@@ -258,6 +258,10 @@ def change_config(path, **values):
     file.write_text(json.dumps(config))
 
 
+def cut(file):
+    file.write_bytes(file.read_bytes()[:-100])
+
+
 UNUSABLE = {
     "renamed tensors": (
         lambda path: change_weights(path, rename),
@@ -285,6 +289,14 @@ UNUSABLE = {
         r"weights of .* are not finite: model\.layers\.1\.mlp\.up_proj\.weight holds NaN",
     ),
     "zero weights": (lambda path: change_weights(path, erase), r"the logit 0: 30 of its 30 weights are zero"),
+    "no heads": (
+        lambda path: change_config(path, num_attention_heads=0, head_dim=None),
+        r"config\.json of .* is not valid: a size or number of heads is 0",
+    ),
+    "a file cut short": (
+        lambda path: cut(next(path.glob("*.safetensors"))),
+        r"weights in .* cannot be read .*: a file is incomplete or damaged",
+    ),
 }
 
 

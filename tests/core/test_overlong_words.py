@@ -51,11 +51,14 @@ def test_overlong_words_may_stand_anywhere(pipe, text):
 def test_a_document_of_nothing_else_has_no_entities(pipe, caplog):
     with caplog.at_level(logging.WARNING):
         assert pipe(f" {BLOB} {BLOB}", **EVERYTHING) == []
-    assert "2 overlong words of a document are not read; the first one is at character 1 and has 1200" in caplog.text
+    assert "overlong words are not read: 2, the first of 1200 characters at character 1." in caplog.text
 
 
-def test_a_list_goes_on_after_such_a_document(pipe):
+def test_a_list_goes_on_after_such_a_document(pipe, caplog):
     texts = [TEXT, f"{TEXT} {BLOB}", "Apple."]
+    with caplog.at_level(logging.WARNING):
+        pipe(texts, **EVERYTHING)
+    assert "document 1: overlong words are not read: 1, the first of 1200 characters" in caplog.text
     assert [len(entities) for entities in pipe(texts, **EVERYTHING)] == [
         len(pipe(text, **EVERYTHING)) for text in (TEXT, TEXT, "Apple.")
     ]
