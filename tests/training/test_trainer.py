@@ -89,7 +89,7 @@ def test_the_divisor_scales_the_gradient(tmp_path, monkeypatch):
     _, whole = gradients_after_one_step(tmp_path / "a", monkeypatch, 1, 1024, loss_divisor=1.0, **settings)
     _, third = gradients_after_one_step(tmp_path / "b", monkeypatch, 1, 1024, loss_divisor=3.0, **settings)
     for name, gradient in whole.items():
-        assert torch.allclose(3 * third[name], gradient, rtol=1e-4, atol=1e-6), name
+        assert (3 * third[name] - gradient).norm() <= 1e-5 * gradient.norm(), name  # single ones may cancel to 0
 
 
 def test_none_weight_scales_the_loss_of_spans_that_are_no_entity():
