@@ -61,6 +61,7 @@ from .transformers_private import (
     cache_keyword,
     name_attention,
     new_model,
+    without_generation_flags,
 )
 
 
@@ -91,7 +92,8 @@ class DecodNERForSpanClassification(PreTrainedModel, GenerationMixin):
             raise ValueError("the config has no text_config: say which decoder to use, or call from_pretrained.")
         native = native_class(config.text_config)
         name_attention(config, ATTENTION_NAME)
-        super().__init__(config)
+        with without_generation_flags():
+            super().__init__(config)
         if backbone is None:
             backbone = new_model(native, config.text_config, ATTENTION_NAME)
         self.backbone = backbone

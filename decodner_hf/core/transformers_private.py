@@ -9,8 +9,8 @@ Knows nothing of forests, labels or text.
 import inspect
 import json
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,6 +36,8 @@ PIPELINE_KEYWORD = "_from_pipeline"  # with it `pipeline()` calls from_pretraine
 CALLER_KEYWORDS = ("_from_auto", PIPELINE_KEYWORD, "_commit_hash")  # what Auto classes and pipelines add
 LOADING_REPORT = "LOAD REPORT"  # in the warning with which transformers lists missing, unexpected and misfit weights
 LOADING_LOGGERS = ("transformers.modeling_utils", "transformers.integrations.peft")
+GENERATION_FLAGS = "generation flags are not valid"  # in the warning about flags that have no effect
+GENERATION_LOGGERS = ("transformers.generation.configuration_utils",)
 
 
 def new_model(native: type[Model], config: PreTrainedConfig, attention: str) -> Model:
@@ -144,14 +146,24 @@ def cached_path(path: str, name: str, hub: dict[str, Any]) -> str | None:
     return found
 
 
-@contextmanager
-def without_loading_report() -> Iterator[None]:
+def without_loading_report() -> AbstractContextManager[None]:
     """Keeps transformers from printing its table of missing, unexpected and misfit weights: callers judge these."""
+    return _without_messages(LOADING_REPORT, LOADING_LOGGERS)
+
+
+def without_generation_flags() -> AbstractContextManager[None]:
+    """Keeps transformers from taking our temperature, which divides label logits, for one of text generation."""
+    return _without_messages(GENERATION_FLAGS, GENERATION_LOGGERS)
+
+
+@contextmanager
+def _without_messages(text: str, names: Sequence[str]) -> Iterator[None]:
+    """Keeps loggers from giving out messages that hold `text`."""
 
     def is_other(record: logging.LogRecord) -> bool:
-        return LOADING_REPORT not in record.getMessage()
+        return text not in record.getMessage()
 
-    loggers = [logging.getLogger(name) for name in LOADING_LOGGERS]
+    loggers = [logging.getLogger(name) for name in names]
     for logger in loggers:
         logger.addFilter(is_other)
     try:

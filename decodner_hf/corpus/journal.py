@@ -111,7 +111,7 @@ class Journal:
             for number, line in enumerate(file, 2):
                 value = _value(line)
                 if value is None:
-                    self._check_torn(line, file, number, done)
+                    self._check_torn(file, number, done)
                     break
                 if isinstance(value, dict):
                     written.append(Written(**value))
@@ -157,9 +157,8 @@ class Journal:
                 "start anew with --overwrite."
             )
 
-    def _check_torn(self, line: bytes, file: BinaryIO, number: int, done: int) -> None:
-        """Raises a ValueError unless `line` is a torn end: without a line end, and the last one."""
-        if line.endswith(b"\n") or any(_value(later) is not None for later in file):
+    def _check_torn(self, file: BinaryIO, number: int, done: int) -> None:
+        if any(_value(line) is not None for line in file):
             raise ValueError(
                 f"{self.path} is damaged in line {number}: remove that line and all lines after it to keep the first "
                 f"{done} documents, or start anew with --overwrite."

@@ -160,13 +160,14 @@ class SpanTrainer(Trainer):
         given = {name: value for name, value in inputs.items() if name not in TARGETS}
         outputs = model(**(given | arrays))
         labels = inputs["labels"].reshape(-1)
-        logits, continues = outputs.logits, inputs.get("span_continues")
+        every, continues = outputs.logits.flatten(0, -2), inputs.get("span_continues")
+        logits = every
         if continues is not None:  # the last two columns answer the continuation question
             logits = logits[:, :-2]
         loss = span_loss(logits, labels, num_items_in_batch, none_weight=self.none_weight)
         if continues is not None:
             num_gold = (labels > 0).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
-            question = continuation_loss(outputs.logits[:, -2:], continues.reshape(-1), num_gold)
+            question = continuation_loss(every[:, -2:], continues.reshape(-1), num_gold)
             loss = loss + self.continuation_weight * question
         # ranks average their gradients, the sum is meant
         loss = loss / self.loss_divisor * self.accelerator.num_processes

@@ -144,15 +144,6 @@ def test_a_damaged_journal_is_an_error_at_once(files, place):
     assert texts_in(target) == MANY
 
 
-def test_a_whole_last_line_that_is_damaged_is_no_torn_end(files):
-    source, target, journal = files
-    interrupt(source, target)
-    *others, last = journal.read_bytes().splitlines(keepends=True)
-    journal.write_bytes(b"".join([*others, last.replace(b"0.75", b"0.95")]))
-    with pytest.raises(ValueError, match=f"is damaged in line {len(others) + 1}"):
-        annotate(source, target, FakePipe(), resume=True)
-
-
 def test_what_a_damaged_journal_advises_helps(files):
     source, target, journal = files
     interrupt(source, target)

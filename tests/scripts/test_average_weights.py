@@ -69,7 +69,7 @@ def test_models_of_other_questions_or_shapes_are_refused(seeds, tmp_path, capsys
     (tmp_path / "seed-2" / "model.safetensors").write_bytes(b"cut short")
     capsys.readouterr()
     assert average_weights.main(["--models", first, third, *output]) == 1
-    assert f"average_weights: error: {third} cannot be loaded" in capsys.readouterr().err
+    assert f"average_weights: error: the weights in {third} cannot be read" in capsys.readouterr().err
     assert not (tmp_path / "averaged").exists()
 
 
