@@ -13,6 +13,7 @@ import pytest
 import torch
 from accelerate import init_empty_weights, load_checkpoint_and_dispatch
 from architectures import spans_of, tiny_config, tiny_model
+from hidden_packages import hide_packages
 from peft import LoraConfig, PeftModel, get_peft_model
 from tiny_pipelines import LABELS, TEXT, tiny_pipeline
 from transformers import AutoModelForTokenClassification, Trainer, TrainingArguments, pipeline
@@ -301,8 +302,9 @@ print(type(model).__module__)
 
 def load_elsewhere(folder, tmp_path, *, trusted, installed):
     environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
-    environment["PYTHONPATH"] = str(Path(decodner_hf.__file__).parents[1]) if installed else ""
-    command = [sys.executable, "-c", SCRIPT, folder, "trusted" if trusted else "not trusted"]
+    environment["PYTHONPATH"] = str(Path(decodner_hf.__file__).parents[1])
+    script = SCRIPT if installed else hide_packages("decodner_hf") + SCRIPT
+    command = [sys.executable, "-c", script, folder, "trusted" if trusted else "not trusted"]
     return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
 
 

@@ -7,20 +7,14 @@ import subprocess
 import sys
 
 import pytest
+from hidden_packages import hide_packages
 from tiny_pipelines import LABELS, TEXT, tiny_pipeline
 from transformers import AutoModel, AutoModelForTokenClassification, pipeline
 
 from decodner_hf import DecodNERForSpanClassification, DecodNERPipeline
 
 SCRIPT = """
-import importlib.abc, json, sys
-
-class Absent(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("decodner_hf", "triton"):
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-sys.meta_path.insert(0, Absent())
+import json, sys
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForTokenClassification, AutoTokenizer, pipeline
 
 folder, labels, text, again = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3], sys.argv[4]
@@ -59,7 +53,11 @@ def run_clean(name, tmp_path):
         environment.pop(variable, None)
     arguments = [str(name), json.dumps(LABELS), TEXT, str(tmp_path / "again")]
     return subprocess.run(
-        [sys.executable, "-c", SCRIPT, *arguments], capture_output=True, text=True, env=environment, cwd=tmp_path
+        [sys.executable, "-c", hide_packages("decodner_hf", "triton") + SCRIPT, *arguments],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=tmp_path,
     )
 
 
