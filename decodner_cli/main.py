@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import metadata
 
-from . import annotate, tag, train
+from . import annotate, demo, serve, tag, train
 from .messages import say
 
 EXPECTED = (ValueError, OSError, RuntimeError, ImportError)  # errors whose message says enough
 USAGE, FAILED, INTERRUPTED = 2, 1, 130
-COMMANDS = {"tag": tag, "annotate": annotate, "train": train}
+COMMANDS = {"tag": tag, "annotate": annotate, "serve": serve, "demo": demo, "train": train}
 
 EXAMPLES = """\
 Finds named entities with a causal language model.
