@@ -84,8 +84,8 @@ def _print(results: "Iterator[tuple[Record, Entities]]", form: str, numbered: bo
         documents = [{"text": record.text, "entities": entities} for record, entities in results]
         print(json.dumps(documents, ensure_ascii=False, indent=2), flush=True)
     else:
-        documents = (ShownDocument(record.place, record.text, entities) for record, entities in results)
-        print("".join(html_page(documents)), end="", flush=True)
+        shown = (ShownDocument(record.place, record.text, entities) for record, entities in results)
+        print("".join(html_page(shown)), end="", flush=True)
 
 
 def _given(texts: Sequence[str]) -> "Iterator[Record]":
