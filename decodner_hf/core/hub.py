@@ -10,9 +10,8 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from huggingface_hub import HfApi, ModelCardData
+from huggingface_hub import CommitInfo, HfApi, ModelCardData
 from transformers import PreTrainedTokenizerBase
 
 from .configuration import DecodNERConfig
@@ -123,7 +122,7 @@ def write_model_card(config: DecodNERConfig, directory: str) -> None:
 
 
 def upload(
-    save: Callable[[str], Any],
+    save: Callable[[str], object],
     repo_id: str,
     *,
     private: bool | None = None,
@@ -132,7 +131,7 @@ def upload(
     create_pr: bool = False,
     commit_message: str = "Upload model",
     commit_description: str | None = None,
-) -> Any:
+) -> CommitInfo:
     """Lets `save` fill a directory and uploads it to the repository `repo_id`, made if need be; returns the commit."""
     api = HfApi(token=token)
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id

@@ -14,6 +14,7 @@ HEAVY = {"torch", "transformers", "numpy", "pyarrow", "decodner_hf"}
         ["--help"],
         ["tag", "--help"],
         ["annotate", "--help"],
+        ["evaluate", "--help"],
         ["train", "--help"],
         ["serve", "--help"],
         ["demo", "--help"],
@@ -22,6 +23,7 @@ HEAVY = {"torch", "transformers", "numpy", "pyarrow", "decodner_hf"}
         ["annotate", "in.txt"],
         ["annotate", "in.txt", "--out", "out.conll", "--overlap", "nested"],
         ["train", "--output", "out"],
+        ["evaluate", "data", "--save"],
     ],
     ids=" ".join,
 )
