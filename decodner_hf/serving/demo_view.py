@@ -5,11 +5,12 @@ Everything that comes from texts and labels is escaped. Knows nothing of Gradio.
 """
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..corpus.rendering import html_block
+from ..corpus.html_view import html_block
+from ..corpus.records import Entities
 
 if TYPE_CHECKING:
     from ..core.pipeline import DecodNERPipeline
@@ -74,7 +75,7 @@ class Form:
         return {name: value for name, value in chosen.items() if value is not None}
 
 
-def highlighted(text: str, entities: Sequence[Mapping[str, Any]]) -> str:
+def highlighted(text: str, entities: Entities) -> str:
     """Returns the text as HTML, its entities marked."""
     return html_block(text, entities).translate(TEMPLATES)
 
@@ -84,7 +85,7 @@ def notice(message: str) -> str:
     return f'<p class="notice" role="alert">{html.escape(message)}</p>'.translate(TEMPLATES)
 
 
-def rows(entities: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
+def rows(entities: Entities) -> list[list[Any]]:
     """Returns the table's rows, see `COLUMNS`."""
     return [[e["entity_group"], f"{e['score']:.4f}", e["start"], e["end"], e["word"]] for e in entities]
 
