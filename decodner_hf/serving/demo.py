@@ -34,7 +34,7 @@ mark b { font-size: 0.65em; margin-left: 0.4em; vertical-align: middle; color: #
 .bar span { overflow-wrap: anywhere; } .bar i { background: #4c8bf5; height: 0.8em; border-radius: 0.2em; }
 .bar b { text-align: right; font-variant-numeric: tabular-nums; font-weight: 400; }
 """
-FIELDS = ("text", "labels", "own_threshold", "threshold", "overlap")
+WIDTHS = ["24%", "15%", "11%", "11%", "39%"]  # of the table's columns
 
 
 def demo_app(pipe: "DecodNERPipeline", model: str | None = None) -> FastAPI:
@@ -93,7 +93,7 @@ def build_page(pipe: "DecodNERPipeline", model: str | None = None) -> "gradio.Bl
     with gradio.Blocks(title="decodner", analytics_enabled=False) as page:
         gradio.Markdown("# Named entities of any type\nName the types to look for, one per line, and read the scores.")
         with gradio.Row():
-            samples = {sample: gradio.Button(sample.name, size="sm") for sample in SAMPLES}
+            samples = {sample: gradio.Button(sample.name, size="sm", min_width=60) for sample in SAMPLES}
         with gradio.Row():
             with gradio.Column():
                 fields = _fields(SAMPLES[0], pipe.model.config)
@@ -101,7 +101,13 @@ def build_page(pipe: "DecodNERPipeline", model: str | None = None) -> "gradio.Bl
             with gradio.Column():
                 found = gradio.HTML(label="Entities", show_label=True, elem_id="found", min_height=120)
                 table = gradio.Dataframe(
-                    headers=list(view.COLUMNS), datatype="str", interactive=False, label="Table", elem_id="table"
+                    headers=list(view.COLUMNS),
+                    datatype="str",
+                    interactive=False,
+                    label="Table",
+                    elem_id="table",
+                    column_widths=WIDTHS,
+                    wrap=True,
                 )
         with gradio.Row():
             with gradio.Column():

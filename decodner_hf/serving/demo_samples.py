@@ -50,7 +50,7 @@ SAMPLES = (
         "History",
         "Marie Curie moved from Warsaw to Paris in 1891 and studied at the Sorbonne. In 1903 she shared the Nobel "
         "Prize in Physics with Pierre Curie and Henri Becquerel.",
-        "person\ncity\nuniversity\naward\ndate",
+        "person\ncity\norganization=a university or a company\naward=a prize\ndate",
     ),
     Sample(
         "Shopping",

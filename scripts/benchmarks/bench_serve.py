@@ -124,6 +124,25 @@ def figures_of_load(load: Load, expected: Sequence[Sequence[Any]], clients: int)
     }
 
 
+def show(setting: dict[str, Any], rows: list[dict[str, Any]], restarts: dict[str, dict[str, Any]]) -> None:
+    """Prints configuration, table and JSON."""
+    print(", ".join(f"{name} {value}" for name, value in setting.items()))
+    print(
+        f"{'clients':>8s}{'documents/s':>13s}{'one list':>10s}{'ratio':>7s}{'as many at once':>17s}{'ratio':>7s}"
+        f"{'median ms':>11s}{'p99 ms':>9s}"
+    )
+    for row in rows:
+        print(
+            f"{row['clients']:8d}{row['documents_per_second']:13.1f}{row['list_documents_per_second']:10.1f}"
+            f"{row['ratio_to_list']:7.2f}{row['at_once_documents_per_second']:17.1f}"
+            f"{row['ratio_to_as_many_at_once']:7.2f}{row['ms_median']:11.1f}{row['ms_p99']:9.1f}"
+        )
+    for name, figures in restarts.items():
+        lost, different, repeated = (figures[key] for key in ("lost", "different", "repeated"))
+        print(f"{name} and started again: lost {lost}, different {different}, repeated {repeated}")
+    print(json.dumps(setting | {"loads": rows, "restarts": restarts}))
+
+
 def main() -> int:
     """Parses the flags, measures and prints; 1 where an answer is lost or differs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -142,13 +161,14 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         plain, documents, arguments = make_documents(options, folder)
         expected = plain(documents)
-        together = measure_plain(plain, documents, len(documents))
         with ServedProcess(*arguments) as served:
             for clients in options.clients:
+                together = measure_plain(plain, documents, len(documents))  # again: the machine has other work
                 at_once = measure_plain(plain, documents, clients * options.per_request)
                 load = measure_load(served.address, options, clients, documents)
                 row = figures_of_load(load, expected, clients)
                 rate = row["documents_per_second"]
+                row |= {"list_documents_per_second": together, "at_once_documents_per_second": at_once}
                 rows.append(row | {"ratio_to_list": rate / together, "ratio_to_as_many_at_once": rate / at_once})
         if not options.no_restart:
             for name, how in (("killed", signal.SIGKILL), ("stopped", signal.SIGTERM)):
@@ -167,20 +187,7 @@ def main() -> int:
         "python": platform.python_version(),
         "date": time.strftime("%Y-%m-%d"),
     }
-    print(", ".join(f"{name} {value}" for name, value in setting.items()))
-    print(f"plain pipeline, one list: {together:.1f} documents/s")
-    print(
-        f"{'clients':>8s}{'documents/s':>13s}{'/ list':>8s}{'/ as many at once':>19s}{'median ms':>11s}{'p99 ms':>9s}"
-    )
-    for row in rows:
-        print(
-            f"{row['clients']:8d}{row['documents_per_second']:13.1f}{row['ratio_to_list']:8.2f}"
-            f"{row['ratio_to_as_many_at_once']:19.2f}{row['ms_median']:11.1f}{row['ms_p99']:9.1f}"
-        )
-    for name, figures in restarts.items():
-        lost, different, repeated = (figures[key] for key in ("lost", "different", "repeated"))
-        print(f"{name} and started again: lost {lost}, different {different}, repeated {repeated}")
-    print(json.dumps(setting | {"plain_documents_per_second": together, "loads": rows, "restarts": restarts}))
+    show(setting, rows, restarts)
     wrong = sum(figures["lost"] + figures["different"] for figures in [*rows, *restarts.values()])
     if wrong:
         print(f"error: {wrong} answers are lost or differ from the plain pipeline's.", file=sys.stderr)
