@@ -23,7 +23,7 @@ from .limits import Limits, RequestError
 
 logger = logging.getLogger(__name__)
 
-CHARACTERS_PER_BUDGET_NODE = 2  # so that a batch fills several passes of the pipeline
+CHARACTERS_PER_BUDGET_NODE = 4  # so that a batch fills several passes of the pipeline
 CHARACTERS_PER_DOCUMENT = 32  # that every document counts more than its text has: its head and its tail
 RETRY_SECONDS = 1
 FAILURES_UNTIL_UNWELL = 3
