@@ -9,6 +9,7 @@ from typing import Any
 
 Entities = list[dict[str, Any]]  # as the pipeline returns them
 Pipe = Callable[..., Any]  # a text -> its result; an iterator of texts -> an iterator of results, in order
+Outcome = dict[str, Any] | ValueError  # what the pipeline returns with its report, or why it refuses the document
 Warn = Callable[[str], None]
 
 
