@@ -58,8 +58,9 @@ def connect(address: str | None) -> Any:
     where = address or os.environ.get("RAY_ADDRESS") or START_LOCAL
     if where not in (START_LOCAL, FIND):
         _check_reachable(where)
+    own = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"} if where == START_LOCAL else {}
     try:
-        ray.init(where, logging_level="WARNING", include_dashboard=None if where != START_LOCAL else False)
+        ray.init(where, logging_level="WARNING", **own)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         reason = " ".join(str(error).split())
         if "token" in reason.lower() or "auth" in reason.lower():

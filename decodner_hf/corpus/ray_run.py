@@ -7,6 +7,7 @@ Knows nothing of how the pipeline works, nor of the command line.
 """
 
 import pickle
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -162,7 +163,8 @@ class _Rounds:
         now = room(self.ray, self.device, None)
         actors = min(now.actors, self.place.actors)
         data = self.ray.data
-        with _settings(data):
+        with _settings(data), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
             receipts = (
                 data.from_items([{"payload": pickle.dumps(item)} for item in left], override_num_blocks=len(left))
                 .map_batches(read, fn_kwargs={"job": self.job, "size": self.size}, num_cpus=TASK_CPUS, **ONE_BY_ONE)
@@ -170,7 +172,7 @@ class _Rounds:
                     Annotator,
                     fn_constructor_args=(self.load, now.device, self.model),
                     compute=data.ActorPoolStrategy(size=actors),
-                    max_restarts=0,  # a restarted actor would keep its task where no machine has room for it
+                    **_without_restarts(self.ray),
                     **now.resources,
                     **ONE_BY_ONE,
                 )
@@ -181,6 +183,15 @@ class _Rounds:
             for row in receipts.iter_rows():
                 for _ in range(value_of(row["payload"])):
                     progress.advance()
+
+
+def _without_restarts(ray: Any) -> dict[str, int]:
+    """Returns Ray Data's arguments for actors: a restarted one keeps its task even where no machine has room for it.
+
+    From 2.64 on Ray Data takes no such arguments: then the tasks of a lost worker wait for its machine to come back.
+    """
+    major, minor = (int(number) for number in ray.__version__.split(".")[:2])
+    return {"max_restarts": 0} if (major, minor) < (2, 64) else {}
 
 
 @contextmanager
@@ -247,9 +258,9 @@ def _for_all_machines(job: Job, run: dict[str, Any]) -> Job:
     """Returns the job with whole paths, and with the fields of entities that the settings add, equal in all parts."""
     added = {"scores": run.get("return all scores"), "truncated_at": run.get("long documents") == "truncate"}
     fields = tuple(name for name, is_added in added.items() if is_added)
-    return replace(
-        job, parts=tuple(replace(part, form=replace(part.form, entity_fields=fields)) for part in job.parts)
-    )
+    sources = tuple(replace(source, path=source.path.resolve()) for source in job.sources)
+    parts = tuple(replace(part, form=replace(part.form, entity_fields=fields)) for part in job.parts)
+    return replace(job, sources=sources, parts=parts)
 
 
 def _unify(ray: Any, job: Job, parts: list[WrittenPart]) -> None:

@@ -2,8 +2,8 @@
 
 In: devices, the shape of a model (random weights, a tokenizer trained here, nothing is downloaded), sizes of a corpus
 of sentences and of one of long documents. Out: per corpus and number of devices the documents per second while they
-are annotated, the efficiency against one process, the host's cores in use, whether the output is that of one process; a
-run of which one process is killed and which is resumed; and the same as JSON in the last line.
+are annotated, the efficiency against one process, the host's cores in use, whether the output is that of one process;
+a run of which one process is killed and which is resumed; and the same as JSON in the last line.
 """
 
 import argparse

@@ -56,10 +56,11 @@ def cluster(home):
         patch.delenv("RAY_ADDRESS", raising=False)
         reset_auth_token_state()
         detection = {"health_check_period_ms": 500, "health_check_failure_threshold": 4}
-        memory = {"object_store_memory": 80 << 20}
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": detection, **memory})
+        common = {"object_store_memory": 80 << 20, "node_ip_address": "127.0.0.1"}
+        head = {"num_cpus": 0, "include_dashboard": False, "_system_config": detection}
+        cluster = Cluster(initialize_head=True, head_node_args=head | common)
         for _ in range(2):
-            cluster.add_node(num_cpus=2, **memory)
+            cluster.add_node(num_cpus=2, **common)
         connect(cluster.address)
         yield cluster
         ray.shutdown()
