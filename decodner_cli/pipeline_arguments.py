@@ -145,7 +145,7 @@ def _labels_in(path: Path, fail: Callable[[str], NoReturn]) -> dict[str, str | N
 
 
 def count(text: str) -> int:
-    """Returns a whole number of at least 1, for argparse."""
+    """Parses a whole number of at least 1."""
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
