@@ -56,7 +56,7 @@ def cluster(home):
         patch.delenv("RAY_ADDRESS", raising=False)
         reset_auth_token_state()
         detection = {"health_check_period_ms": 500, "health_check_failure_threshold": 4}
-        common = {"object_store_memory": 80 << 20, "node_ip_address": "127.0.0.1"}
+        common = {"object_store_memory": 80 << 20}
         head = {"num_cpus": 0, "include_dashboard": False, "_system_config": detection}
         cluster = Cluster(initialize_head=True, head_node_args=head | common)
         for _ in range(2):
@@ -101,6 +101,27 @@ def test_a_cluster_that_cannot_be_reached_is_an_error_within_seconds():
 def test_an_address_of_another_form_is_refused(address):
     with pytest.raises(ValueError, match="host:port, auto or local"):
         connect(address)
+
+
+def call(home, source, folder, *arguments):
+    """Runs `decodner annotate --engine ray` in a process of its own."""
+    command = [sys.executable, "-m", "decodner_cli", "annotate", str(source), "--out", str(folder), "--engine", "ray"]
+    command += ["--device", "cpu", "--ray-workers", "1", *arguments]
+    own = os.environ | environment(home)
+    return subprocess.run(command, env=own, capture_output=True, text=True, timeout=240, check=False)
+
+
+def check_answer(done, folder):
+    assert done.returncode == 0, done.stderr
+    assert "complete: 3 documents annotated" in done.stderr
+    assert [[entity["word"] for entity in row["entities"]] for row in rows_in(folder)] == [["Steve Jobs", "Apple"]] * 3
+
+
+def test_without_an_address_a_protected_cluster_is_started_for_the_run(tmp_path):
+    source, folder = tmp_path / "in.txt", tmp_path / "out"
+    source.write_text("Steve Jobs founded Apple.\n" * 3)
+    check_answer(call(tmp_path, source, folder), folder)
+    assert (tmp_path / ".ray" / "auth_token").is_file()
 
 
 @pytest.mark.parametrize("output", ["out.parquet", "out.jsonl"])
@@ -197,21 +218,11 @@ def test_a_refused_document_or_model_is_the_error_of_the_run(cluster, tmp_path):
 def test_a_process_without_the_token_is_told_so_and_one_with_it_gets_the_results(cluster, home, tmp_path):
     source, folder = tmp_path / "in.txt", tmp_path / "out"
     source.write_text("Steve Jobs founded Apple.\n" * 3)
-    command = [sys.executable, "-m", "decodner_cli", "annotate", str(source), "--out", str(folder), "--engine", "ray"]
-    command += ["--device", "cpu", "--ray-workers", "1", "--ray-address", cluster.address]
     (tmp_path / "empty").mkdir()
-
-    def called(home):
-        own = os.environ | environment(home)
-        return subprocess.run(command, env=own, capture_output=True, text=True, timeout=240, check=False)
-
-    refused = called(tmp_path / "empty")
+    refused = call(tmp_path / "empty", source, folder, "--ray-address", cluster.address)
     assert refused.returncode == 1, refused.stderr
     assert "RAY_AUTH_TOKEN" in refused.stderr.splitlines()[-1]
-    done = called(home)
-    assert done.returncode == 0, done.stderr
-    assert "complete: 3 documents annotated" in done.stderr
-    assert [[entity["word"] for entity in row["entities"]] for row in rows_in(folder)] == [["Steve Jobs", "Apple"]] * 3
+    check_answer(call(home, source, folder, "--ray-address", cluster.address), folder)
 
 
 def test_no_document_is_lost_or_doubled_where_a_process_and_then_a_machine_ends(cluster, tmp_path):
