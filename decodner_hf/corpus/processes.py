@@ -202,11 +202,11 @@ def check_devices(devices: Sequence[str]) -> None:
     """Raises a ValueError that says which devices there are, unless `devices` names at least one and each exists."""
     if isinstance(devices, str) or not devices:
         raise ValueError(f"devices must be a list such as ['cuda:0', 'cuda:1'], not {devices!r}.")
-    gpus = torch.cuda.device_count()
-    known = ["cpu", *(f"cuda:{number}" for number in range(gpus))]
-    if torch.backends.mps.is_available():
-        known.append("mps")
-    unknown = [device for device in devices if device not in known and not (device == "cuda" and gpus)]
+    known = ["cpu"]
+    if torch.accelerator.is_available():
+        kind = torch.accelerator.current_accelerator().type  # type: ignore[union-attr]  # there is one
+        known += [kind, *(f"{kind}:{number}" for number in range(torch.accelerator.device_count()))]
+    unknown = [device for device in devices if device not in known]
     if unknown:
         raise ValueError(f"there is no device {unknown[0]!r} on this machine; it has {', '.join(known)}.")
 

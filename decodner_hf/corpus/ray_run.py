@@ -22,6 +22,7 @@ from .journal import Journal
 from .parquet import merged_schema
 from .parts import (
     CHUNK,
+    SHARD_BYTES,
     Shard,
     WrittenPart,
     find_parts,
@@ -43,6 +44,7 @@ from .tally import WARNINGS_SHOWN
 
 ROUNDS_WITHOUT_PARTS = 3  # after which workers are lost for a reason that does not pass
 TASK_CPUS = 0.1  # of tasks that read and write
+ACTORS_PER_TASK = 4  # for so many actors one more task reads, and one more writes
 ONE_BY_ONE: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
 
 
@@ -88,8 +90,8 @@ def run_on_ray(
     with locked(job.side_file("lock"), folder):
         journal = Journal(job.side_file("journal"))
         begun = None if overwrite else _earlier_run(job, journal, resume, folder)
-        chunks = {"chunk documents": size.documents, "chunk characters": size.characters}
-        run = job.identity() | chunks | {"engine": "ray"}
+        division = {"division": [SHARD_BYTES, size.documents, size.characters]}
+        run = job.identity() | division | {"engine": "ray"}
         if begun is not None:
             check_same(job, begun, run)
         place = room(ray, device, workers)
@@ -163,11 +165,12 @@ class _Rounds:
         now = room(self.ray, self.device, None)
         actors = min(now.actors, self.place.actors)
         data = self.ray.data
+        few = {"num_cpus": TASK_CPUS, "compute": data.TaskPoolStrategy(size=1 + actors // ACTORS_PER_TASK)}
         with _settings(data), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
             receipts = (
                 data.from_items([{"payload": pickle.dumps(item)} for item in left], override_num_blocks=len(left))
-                .map_batches(read, fn_kwargs={"job": self.job, "size": self.size}, num_cpus=TASK_CPUS, **ONE_BY_ONE)
+                .map_batches(read, fn_kwargs={"job": self.job, "size": self.size}, **few, **ONE_BY_ONE)
                 .map_batches(
                     Annotator,
                     fn_constructor_args=(self.load, now.device, self.model),
@@ -176,9 +179,7 @@ class _Rounds:
                     **now.resources,
                     **ONE_BY_ONE,
                 )
-                .map_batches(
-                    write, fn_kwargs={"job": self.job, "folder": self.folder}, num_cpus=TASK_CPUS, **ONE_BY_ONE
-                )
+                .map_batches(write, fn_kwargs={"job": self.job, "folder": self.folder}, **few, **ONE_BY_ONE)
             )
             for row in receipts.iter_rows():
                 for _ in range(value_of(row["payload"])):
