@@ -226,11 +226,11 @@ def resolve_checkpoint(path: str, hub: dict[str, Any]) -> Checkpoint:
     if adapter_config is None:
         return Checkpoint(_read_config(path, hub), path, None)
     base = adapter_config.get("base_model_name_or_path")
-    if not base:
+    if not base or not isinstance(base, str):
         raise ValueError(f"the adapter at {path!r} does not name its base model (base_model_name_or_path).")
     local = {name: value for name, value in hub.items() if name not in ("revision", "subfolder")}
     holder, keywords = (path, hub) if read_json(path, "config.json", hub) is not None else (base, local)
-    return Checkpoint(_read_config(holder, keywords), str(base), path)
+    return Checkpoint(_read_config(holder, keywords), base, path)
 
 
 def wrap_config(config: Any) -> DecodNERConfig:

@@ -39,10 +39,10 @@ def fingerprint(pipe: DecodNERPipeline) -> str:
     return digest.hexdigest()
 
 
-def settings_of(pipe: DecodNERPipeline) -> dict[str, Any]:
+def settings_of(pipe: DecodNERPipeline) -> dict[str, object]:
     """Returns the pipeline's settings as they are when a call names none, as plain values."""
     settings = asdict(pipe.settings_for({}))
-    plain: dict[str, Any] = json.loads(json.dumps(settings, default=str))
+    plain: dict[str, object] = json.loads(json.dumps(settings, default=str))
     return plain
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-Entities = list[dict[str, Any]]  # as the pipeline returns them
+Entities = list[dict[str, object]]  # as the pipeline returns them
 Pipe = Callable[..., Any]  # a text -> its result; an iterator of texts -> an iterator of results, in order
 Warn = Callable[[str], None]
 
@@ -27,7 +27,7 @@ class Record:
 
     place: str
     text: str
-    fields: dict[str, Any]
+    fields: dict[str, object]
     problem: str | None = None
     row: int = 0
     source: int = 0

@@ -107,7 +107,7 @@ def span_scores(
     units: IntArray | None = None,
     resamples: int = 0,
     seed: int = 0,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Scores predictions against gold spans.
 
     Args:
