@@ -9,7 +9,6 @@ Knows nothing of files or documents.
 import hashlib
 import json
 from dataclasses import asdict
-from typing import Any
 
 import torch
 
@@ -53,7 +52,7 @@ def _sample(weight: torch.Tensor) -> torch.Tensor:
     return flat[places.long().to(flat.device)].contiguous().view(torch.uint8)
 
 
-def _without(value: Any, names: tuple[str, ...]) -> Any:
+def _without(value: object, names: tuple[str, ...]) -> object:
     if not isinstance(value, dict):
         return value
     return {name: _without(part, names) for name, part in value.items() if name not in names}

@@ -198,7 +198,7 @@ class JournalWriter:
         self.file.flush()
 
 
-def _line(value: dict[str, object] | list[Any]) -> bytes:
+def _line(value: dict[str, object] | list[object]) -> bytes:
     text = json.dumps(value).encode("ascii")
     return b"%08x %s\n" % (zlib.crc32(text), text)
 
