@@ -74,13 +74,12 @@ def _load(options: argparse.Namespace) -> "DecodNERPipeline":
 
 def _pipeline(model: str, options: argparse.Namespace) -> "DecodNERPipeline":
     """Builds the pipeline from its parts: `transformers.pipeline` hides a part's error among tracebacks."""
-    from transformers import AutoTokenizer
-
+    from decodner_hf.core.gguf_files import load_tokenizer
     from decodner_hf.core.modeling import DecodNERForSpanClassification
     from decodner_hf.core.pipeline import DecodNERPipeline
 
     loaded = DecodNERForSpanClassification.from_pretrained(model, dtype=options.dtype)
-    tokenizer = AutoTokenizer.from_pretrained(loaded.config.name_or_path or model)  # an adapter has its base's
+    tokenizer = load_tokenizer(loaded.config.name_or_path or model)  # an adapter has its base's
     chosen = {
         "candidate_labels": options.labels,
         "threshold": _threshold(options),

@@ -18,9 +18,10 @@ LONG_DOCUMENTS = ("window", "error", "truncate")
 
 
 def check_model_folder(model: str) -> None:
-    """Raises a FileNotFoundError if `model` is the path of a folder, and not a name on the Hub, and is missing."""
+    """Raises a FileNotFoundError if `model` is a path, and not a name on the Hub, and is missing."""
     if model.startswith((".", "/", "~")) and not Path(model).exists():
-        raise FileNotFoundError(f"there is no folder {model}.")
+        kind = "file" if model.lower().endswith(".gguf") else "folder"
+        raise FileNotFoundError(f"there is no {kind} {model}.")
 
 
 def add_pipeline_arguments(command: argparse.ArgumentParser) -> None:
@@ -28,7 +29,7 @@ def add_pipeline_arguments(command: argparse.ArgumentParser) -> None:
     options = command.add_argument_group("model and labels")
     options.add_argument(
         "--model", default=os.environ.get("DECODNER_MODEL"), metavar="DIR_OR_ID",
-        help="a folder, or a name on the Hub (default: $DECODNER_MODEL, or the package's own small English model)",
+        help="a folder, a .gguf file or a name on the Hub (default: $DECODNER_MODEL, or the package's English model)",
     )  # fmt: skip
     labels = options.add_mutually_exclusive_group()
     labels.add_argument(

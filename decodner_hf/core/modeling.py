@@ -60,6 +60,7 @@ from .transformers_private import (
     PIPELINE_KEYWORD,
     FromDecoder,
     cache_keyword,
+    forget_gguf,
     name_attention,
     new_model,
     without_generation_flags,
@@ -172,6 +173,7 @@ class DecodNERForSpanClassification(PreTrainedModel, GenerationMixin):
         shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
         backbone = copy.deepcopy(model, shared)  # new modules and config around the same tensors
         backbone.set_attn_implementation(ATTENTION_NAME)
+        forget_gguf(backbone)
         own_config = DecodNERConfig() if config is None else copy.deepcopy(config)
         own_config.text_config = backbone.config
         own_config.name_or_path = own_config.name_or_path or model.config.name_or_path
@@ -190,7 +192,9 @@ class DecodNERForSpanClassification(PreTrainedModel, GenerationMixin):
     ) -> Any:
         """Loads a decoder checkpoint, a saved DecodNER model or an adapter, from a directory or the Hub.
 
-        Without a path (None) the model is `config` with the weights in `state_dict`, under its or the decoder's keys.
+        A GGUF file is a path that ends in .gguf, or the keyword `gguf_file` beside a directory or Hub id; its weights
+        are unpacked. Without a path (None) the model is `config` with the weights in `state_dict`, under its or the
+        decoder's keys.
 
         The decoder is loaded by its own class, with all keyword arguments (dtype, device_map, quantization_config,
         revision, token, ...); settings of `DecodNERConfig` among them override the saved ones.
@@ -202,6 +206,7 @@ class DecodNERForSpanClassification(PreTrainedModel, GenerationMixin):
             ValueError: the architecture cannot score a token forest, weights are missing, have other sizes or are not
                 finite (says which), or `attn_implementation` was given.
             OSError: no checkpoint there.
+            ImportError: a GGUF file, but no package gguf.
         """
         if kwargs.pop("attn_implementation", ATTENTION_NAME) not in (None, ATTENTION_NAME):
             raise ValueError(

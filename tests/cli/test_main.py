@@ -14,11 +14,13 @@ HEAVY = {"torch", "transformers", "numpy", "pyarrow", "decodner_hf"}
         ["--help"],
         ["tag", "--help"],
         ["annotate", "--help"],
+        ["evaluate", "--help"],
         ["train", "--help"],
         ["text", "--threshold", "7"],
         ["annotate", "in.txt"],
         ["annotate", "in.txt", "--out", "out.conll", "--overlap", "nested"],
         ["train", "--output", "out"],
+        ["evaluate", "data", "--save"],
     ],
     ids=" ".join,
 )
