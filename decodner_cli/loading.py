@@ -9,12 +9,14 @@ import gc
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from .pipeline_arguments import check_model_folder
 
 if TYPE_CHECKING:
     from decodner_hf.core.pipeline import DecodNERPipeline
+    from decodner_hf.corpus.engine import LoadPipeline
 
 
 @contextmanager
@@ -46,6 +48,16 @@ def load_pipeline(options: argparse.Namespace) -> "DecodNERPipeline":
         return _load(options)
 
 
+def loader_by_device(options: argparse.Namespace) -> "LoadPipeline":
+    """Returns a function from a device to the pipeline on it, which worker processes can import and call."""
+    chosen = {name: value for name, value in vars(options).items() if name not in ("run", "check", "parser")}
+    return partial(_load_on, chosen)
+
+
+def _load_on(chosen: dict[str, Any], device: str) -> "DecodNERPipeline":
+    return load_pipeline(argparse.Namespace(**chosen | {"device": device}))
+
+
 def _load(options: argparse.Namespace) -> "DecodNERPipeline":
     import torch
 
@@ -74,13 +86,12 @@ def _load(options: argparse.Namespace) -> "DecodNERPipeline":
 
 def _pipeline(model: str, options: argparse.Namespace) -> "DecodNERPipeline":
     """Builds the pipeline from its parts: `transformers.pipeline` hides a part's error among tracebacks."""
-    from transformers import AutoTokenizer
-
+    from decodner_hf.core.gguf_files import load_tokenizer
     from decodner_hf.core.modeling import DecodNERForSpanClassification
     from decodner_hf.core.pipeline import DecodNERPipeline
 
     loaded = DecodNERForSpanClassification.from_pretrained(model, dtype=options.dtype)
-    tokenizer = AutoTokenizer.from_pretrained(loaded.config.name_or_path or model)  # an adapter has its base's
+    tokenizer = load_tokenizer(loaded.config.name_or_path or model)  # an adapter has its base's
     chosen = {
         "candidate_labels": options.labels,
         "threshold": _threshold(options),

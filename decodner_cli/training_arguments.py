@@ -72,8 +72,9 @@ def add_context_arguments(group: Any) -> None:
 
 def _add_model_arguments(group: Any) -> None:
     group.add_argument(
-        "--model", required=True, metavar="DIR_OR_ID", help="the decoder to start from, or a model of this package"
-    )
+        "--model", required=True, metavar="DIR_OR_ID",
+        help="the decoder to start from, or a model of this package: a folder, a .gguf file, or a name on the Hub",
+    )  # fmt: skip
     group.add_argument("--output", required=True, metavar="DIR", help="the trained model's folder")
     group.add_argument(
         "--labels", nargs="+", metavar="NAME[=DESCRIPTION]", help="fixed labels in prompt order (default: the data's)"

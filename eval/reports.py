@@ -1,62 +1,23 @@
-"""Shows evaluation results: as a printed table, as pictures, and as metadata of a model card.
+"""Shows evaluation results: several sets as one table, a set as pictures and as metadata of a model card.
 
-In: a result as `run_eval.evaluate_set` makes it. Out: text, PNG files, YAML.
+In: results as `decodner_hf.evaluation.measuring.measure` makes them. Out: text, PNG files, YAML.
 """
 
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from decodner_hf.evaluation.measuring import percent
+
 PICTURE_DPI = 150
 
 
-def table(result: dict[str, Any]) -> str:
-    """The figures of one set in lines for reading; F1 and the like in percent."""
-    scores = result["scores"]
-    low, high = scores.get("f1_interval", (None, None))
-    interval = "" if low is None else f"   95 % interval of F1 {_percent(low)} to {_percent(high)}"
-    lines = [f"{result['dataset']} {result['split'] or ''} ({result['context']}), {result['num_examples']} examples"]
-    width = max(len(label) for label in ("micro", "macro", *scores["per_label"]))
-    lines.append(f"{'':{width}}  {'P':>6} {'R':>6} {'F1':>6} {'gold':>7} {'found':>7} {'right':>7}")
-    counts = ("gold", "predicted", "correct")
-    for name, row in {"micro": scores, **scores["per_label"]}.items():
-        figures = " ".join(_percent(row[key]) for key in ("precision", "recall", "f1"))
-        lines.append(f"{name:{width}}  {figures} " + " ".join(f"{row[key]:7d}" for key in counts))
-    macro = " ".join(_percent(scores[f"macro_{key}"]) for key in ("precision", "recall", "f1"))
-    lines += [f"{'macro':{width}}  {macro}{interval}", _coverage_line(result["coverage"])]
-    if result["seqeval"] is not None:
-        verdict = "agrees" if result["seqeval"]["agrees"] else "DISAGREES"
-        lines.append(f"seqeval, strict IOB2: F1 {_percent(result['seqeval']['f1'])}, {verdict}")
-    if result["nervaluate"] is not None:
-        parts = (f"{scheme} {_percent(row['f1'])}" for scheme, row in result["nervaluate"].items())
-        lines.append("nervaluate F1: " + ", ".join(parts))
-    error = result["reliability"]["expected_calibration_error"]
-    lines.append(
-        f"calibration error {'-' if error is None else f'{error:.3f}'}; "
-        f"{result['speed']['examples_per_second']:.1f} examples/s"
-    )
-    return "\n".join(lines)
-
-
 def zero_shot_table(results: dict[str, dict[str, Any]], average: float) -> str:
-    """A line a set, and the plain average."""
+    """Returns a line per set, and the plain average."""
     lines = [f"{'set':24} {'P':>6} {'R':>6} {'F1':>6}"]
     for name, result in results.items():
-        lines.append(
-            f"{name:24} " + " ".join(_percent(result["scores"][key]) for key in ("precision", "recall", "f1"))
-        )
-    return "\n".join([*lines, f"{'average':38} {_percent(average)}"])
-
-
-def _percent(value: float) -> str:
-    return f"{100.0 * value:6.2f}"
-
-
-def _coverage_line(coverage: dict[str, int]) -> str:
-    total = sum(coverage.values())
-    share = 100.0 * coverage["candidate"] / total if total else 100.0
-    others = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in coverage.items() if kind != "candidate")
-    return f"coverage: {coverage['candidate']} of {total} gold spans are candidates ({share:.2f} %); {others}"
+        lines.append(f"{name:24} " + " ".join(percent(result["scores"][key]) for key in ("precision", "recall", "f1")))
+    return "\n".join([*lines, f"{'average':38} {percent(average)}"])
 
 
 # ------------------------------------------------------------------ pictures

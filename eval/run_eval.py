@@ -1,24 +1,20 @@
-"""Evaluates a model: `python eval/run_eval.py --dataset PATH_OR_ID --model DIR`, or `--zero-shot --data DIR`.
+"""Evaluates a model for the benchmarks: `run_eval.py --dataset PATH_OR_ID --model DIR`, or `--zero-shot --data DIR`.
 
 In: labelled data and a model. Out: a printed table and, where asked for, JSON, pictures and model card metadata.
-Candidates, scores and decoding are the pipeline's own. Thresholds and decoder come from the model's configuration,
-from the command line, or from a dev set (--calibrate): never from the test set.
+Measures by `decodner_hf.evaluation.measuring`, as `decodner evaluate` does. Thresholds and decoder come from the
+model's configuration, from the command line, or from a dev set (--calibrate): never from the test set.
 """
 
 import argparse
 import json
 import sys
-import time
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from other_scorers import nervaluate_scores, seqeval_scores
-from reports import add_to_card, draw, table, zero_shot_table
-from tqdm import tqdm
+from reports import add_to_card, draw, zero_shot_table
 from transformers import pipeline
 from zero_shot import SETS, SPLIT, label_phrases
 
@@ -27,15 +23,13 @@ from decodner_cli.training_arguments import add_context_arguments
 from decodner_hf import DecodNERPipeline
 from decodner_hf.core.configuration import FLAT_SELECTIONS, OVERLAPS
 from decodner_hf.data.document_context import Context
-from decodner_hf.data.example_rows import SPLIT_NAMES
 from decodner_hf.data.examples import Example, labels_of, load_examples
 from decodner_hf.data.label_maps import LabelMap
-from decodner_hf.evaluation.calibration import FITTED, calibrate, reliability
-from decodner_hf.evaluation.labelled_scoring import Decoder, score_examples
-from decodner_hf.evaluation.span_metrics import confusion, span_scores
+from decodner_hf.evaluation.calibration import calibrate
+from decodner_hf.evaluation.dev_sets import is_test_data, own_config, place_of_dev_set, save_calibration
+from decodner_hf.evaluation.measuring import measure, report_table
 
 OK, FAILED = 0, 1
-AGREEMENT = 1e-9  # of our figures with seqeval's
 DESCRIPTION = """\
 Evaluates named entity recognition: exact span precision, recall and F1 (micro, macro, per label) with a bootstrap
 interval, coverage of the gold spans by the candidates, seqeval and nervaluate for comparison, and speed.
@@ -137,17 +131,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--save-calibration and --force go with --calibrate")
     if options.save_calibration and not Path(options.model).is_dir():
         parser.error("--save-calibration needs --model to be a folder")
-    if options.calibrate is not None and not options.force and _is_test_data(options):
+    tests = options.calibrate is not None and is_test_data(options.calibrate, options.dataset, options.split)
+    if tests and not options.force:
         parser.error(f"--calibrate {options.calibrate}: that would tune on test data; name a dev split, or --force")
     return options
-
-
-def _is_test_data(options: argparse.Namespace) -> bool:
-    """Whether --calibrate names a test split, or what is evaluated: by any of its split's names, or as a file."""
-    fitted, evaluated = Path(options.calibrate).resolve(), Path(options.dataset).resolve()
-    names = SPLIT_NAMES.get(options.split, (options.split,))
-    is_split = options.calibrate in names or (fitted.is_file() and fitted.stem in names and fitted.parent == evaluated)
-    return "test" in fitted.stem.lower() or is_split or (fitted.is_file() and fitted == evaluated)
 
 
 def load_pipeline(options: argparse.Namespace) -> DecodNERPipeline:
@@ -176,16 +163,15 @@ def _one_set(options: argparse.Namespace) -> dict[str, Any]:
     calibration = None
     if options.calibrate is not None:
         saved = own_config(Path(options.model)) if options.save_calibration else {}
-        dev_is_file = Path(options.calibrate).is_file()
-        source, split = (options.calibrate, None) if dev_is_file else (options.dataset, options.calibrate)
+        source, split = place_of_dev_set(options.calibrate, options.dataset)
         calibration = calibrate(pipe, _load(options, source, split, label_map), **_choices(options, labels))
         calibration.apply(pipe.model.config)
         if saved:
-            save_calibration(pipe, saved, Path(options.model))
+            save_calibration(pipe.model.config, saved, Path(options.model))
     name = Path(options.dataset).name if Path(options.dataset).exists() else options.dataset
     result = evaluate_set(pipe, examples, options, labels, name, options.split)
     result["calibration"] = None if calibration is None else calibration.to_dict()
-    print(table(result))
+    print(report_table(result))
     return result
 
 
@@ -198,21 +184,6 @@ def _publish(result: dict[str, Any], options: argparse.Namespace) -> None:
         print(f"wrote {path}")
 
 
-def own_config(folder: Path) -> dict[str, Any]:
-    """What a saved model's config.json holds; a ValueError for a plain decoder, which keeps no calibration."""
-    saved: dict[str, Any] = json.loads((folder / "config.json").read_text("utf-8"))
-    if saved.get("model_type") != "decodner":
-        raise ValueError(f"{folder} is a plain decoder: save the model with the pipeline's save_pretrained first.")
-    return saved
-
-
-def save_calibration(pipe: DecodNERPipeline, saved: dict[str, Any], folder: Path) -> None:
-    """Writes the calibrated values into a saved model's config.json and leaves everything else there as it is."""
-    values = {name: getattr(pipe.model.config, name) for name in FITTED}
-    text = json.dumps(saved | values, indent=2, ensure_ascii=False)
-    (folder / "config.json").write_text(text + "\n", encoding="utf-8")
-
-
 def _zero_shot(options: argparse.Namespace) -> dict[str, Any]:
     pipe = load_pipeline(options)
     results: dict[str, dict[str, Any]] = {}
@@ -221,7 +192,7 @@ def _zero_shot(options: argparse.Namespace) -> dict[str, Any]:
         label_map = LabelMap.read(phrases)
         examples = load_examples(options.data / name, SPLIT, label_map=label_map, limit=options.limit)
         results[name] = evaluate_set(pipe, examples, options, label_map.labels, name, SPLIT)
-        print(table(results[name]) + "\n", flush=True)
+        print(report_table(results[name]) + "\n", flush=True)
     average = float(np.mean([result["scores"]["f1"] for result in results.values()]))
     print(zero_shot_table(results, average))
     return {"average_f1": average, "sets": results}
@@ -253,59 +224,20 @@ def evaluate_set(
     name: str,
     split: str | None,
 ) -> dict[str, Any]:
-    """Scores, decodes and measures one set; the result is plain values."""
-    if options.context != "sentence" and not any(example.document for example in examples):
-        raise ValueError(f"{name} does not say which document a sentence belongs to: use --context sentence.")
+    """Measures one set; the result is plain values."""
     choices = _choices(options, labels)
-    with tqdm(total=len(examples), unit="example", disable=None) as progress:
-        scored = score_examples(pipe, examples, progress=progress.update, **choices)
-    del choices["context"]
-    decoder = Decoder.of(pipe, scored.labels, **choices)
-    started = time.perf_counter()
-    predicted = decoder.decode(scored)
-    seconds = scored.seconds + time.perf_counter() - started
-    scores = span_scores(
-        scored.gold, predicted, scored.labels, units=scored.documents, resamples=options.resamples, seed=options.seed
+    context = choices.pop("context")
+    result = measure(
+        pipe,
+        examples,
+        name=name,
+        split=split,
+        context=context,
+        resamples=options.resamples,
+        seed=options.seed,
+        choices=choices,
     )
-    seqeval = seqeval_scores(scored.gold, predicted)
-    if seqeval is not None:
-        seqeval["agrees"] = all(abs(scores[name] - value) < AGREEMENT for name, value in seqeval.items())
-    return {
-        "model": options.model,
-        "dataset": name,
-        "split": split,
-        "context": options.context,
-        "num_examples": len(examples),
-        "settings": _describe(pipe, scored.labels, decoder, options),
-        "scores": scores,
-        "coverage": scored.coverage,
-        "seqeval": seqeval,
-        "nervaluate": nervaluate_scores(scored.gold, predicted, scored.labels),
-        "reliability": reliability(scored, decoder),
-        "confusion": {
-            "labels": [*scored.labels, "(none)"],
-            "counts": confusion(scored.gold, predicted, len(scored.labels)).tolist(),
-        },
-        "speed": {"seconds": seconds, "examples_per_second": len(examples) / seconds, "device": str(pipe.device)},
-    }
-
-
-def _describe(
-    pipe: DecodNERPipeline, labels: Sequence[str], decoder: Decoder, options: argparse.Namespace
-) -> dict[str, Any]:
-    return {
-        "labels": list(labels),
-        "thresholds": dict(zip(labels, decoder.thresholds, strict=True)),
-        "temperature": decoder.temperature,
-        "overlap": decoder.overlap,
-        "flat_selection": decoder.flat_selection,
-        "max_span_words": options.max_span_words or pipe.model.config.max_span_words,
-        "context_words": None if options.context == "sentence" else options.context_words,
-        "dtype": str(pipe.model.dtype),
-        "resamples": options.resamples,
-        "seed": options.seed,
-        "versions": {name: version(name) for name in ("torch", "transformers", "numpy")},
-    }
+    return {"model": options.model} | result
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ Knows nothing of forests, masks or models.
 
 import copy
 import weakref
-from typing import Any
 
 import torch
 from transformers import Cache, CacheLayerMixin
@@ -87,8 +86,8 @@ class DualBufferLayer(CacheLayerMixin):
         self,
         key_states: torch.Tensor,
         value_states: torch.Tensor,
-        *args: Any,  # noqa: ARG002 - the signature is transformers'
-        **kwargs: Any,  # noqa: ARG002
+        *args: object,  # noqa: ARG002 - the signature is transformers'
+        **kwargs: object,  # noqa: ARG002
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Appends [B, Hkv, n, D] to the suffix; returns prefix + suffix, the prefix repeated over the batch."""
         if not self.is_initialized:
@@ -214,7 +213,7 @@ class DualBufferCache(Cache):
         self.kv_dtype = dtype
         self.kv_device = torch.device(device) if device is not None else None
         self.prefix_length = 0
-        self._owner: weakref.ref[Any] | None = None
+        self._owner: weakref.ref[object] | None = None
         super().__init__(layers=[DualBufferLayer(max_prefix_len, max_suffix_len) for _ in range(num_layers or 0)])
 
     def layer(self, layer_idx: int) -> DualBufferLayer:
@@ -229,19 +228,19 @@ class DualBufferCache(Cache):
         found: DualBufferLayer = self.layers[layer_idx]
         return found
 
-    def claim(self, model: Any) -> None:
+    def claim(self, model: object) -> None:
         """Notes which model encodes the prefix; `belongs_to` tells later."""
         self._owner = weakref.ref(model)
 
-    def belongs_to(self, model: Any) -> bool:
+    def belongs_to(self, model: object) -> bool:
         """Whether `model` encoded the prefix; an empty cache, or one that was unpickled, counts as any model's."""
         return not self.prefix_length or self._owner is None or self._owner() is model
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         """Pickles without the reference to the model."""
         return self.__dict__ | {"_owner": None}
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "DualBufferCache":
+    def __deepcopy__(self, memo: dict[int, object]) -> "DualBufferCache":
         """Copies the buffers; the copy belongs to the same model."""
         new: DualBufferCache = type(self).__new__(type(self))
         memo[id(self)] = new
@@ -270,7 +269,7 @@ class DualBufferCache(Cache):
         expected = (self.num_kv_heads, self.head_dim, self.kv_dtype, self.kv_device)
         names = ("num_kv_heads", "head_dim", "dtype", "device")
         for name, new, own in zip(names, given, expected, strict=True):
-            if own is not None and new != own and not (name == "device" and _same_device(new, own)):
+            if own is not None and new != own and not _same_device(new, own):
                 raise ValueError(
                     f"this cache was made with {name}={own}, but layer {layer_idx} of the model gives {name}={new}: "
                     "it is a cache of another model or dtype; make one that matches, or leave the argument out."
@@ -310,7 +309,7 @@ class DualBufferCache(Cache):
         return self.layers[layer_idx].get_seq_length() if len(self.layers) > layer_idx else 0
 
     def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: object, **kwargs: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Appends to the suffix of layer `layer_idx`; see `DualBufferLayer.update`."""
         if self.max_rows is not None and key_states.shape[0] > self.max_rows:
@@ -324,6 +323,8 @@ def _same_kind(buffer: torch.Tensor, new: torch.Tensor) -> bool:
     return sizes and buffer.dtype == new.dtype and buffer.device == new.device
 
 
-def _same_device(one: Any, other: Any) -> bool:
-    """Whether two devices are the same, "cuda" standing for any CUDA device."""
+def _same_device(one: object, other: object) -> bool:
+    """Whether both are devices and the same one, "cuda" standing for any CUDA device."""
+    if not isinstance(one, torch.device) or not isinstance(other, torch.device):
+        return False
     return bool(one.type == other.type and (one.index is None or other.index is None))

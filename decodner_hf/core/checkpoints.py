@@ -24,8 +24,17 @@ from .adapters import ADAPTER_CONFIG, has_adapters, save_adapter
 from .attention import ATTENTION_NAME
 from .compatibility import native_class
 from .configuration import DecodNERConfig
+from .gguf_files import check_gguf, gguf_path, split_gguf
 from .hub import write_code
-from .transformers_private import CALLER_KEYWORDS, adapter_path, forget_auto_class, read_json, without_loading_report
+from .transformers_private import (
+    CALLER_KEYWORDS,
+    adapter_path,
+    forget_auto_class,
+    read_json,
+    unpacked_gguf,
+    without_forced_bars,
+    without_loading_report,
+)
 
 HUB_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 NOT_FOR_THE_DECODER = ("trust_remote_code", "code_revision", *CALLER_KEYWORDS)
@@ -53,11 +62,13 @@ class Checkpoint:
         config: its configuration, a plain decoder's wrapped.
         weights: directory or Hub id of the decoder's weights; None where the caller hands them over.
         adapter: directory or Hub id of a PEFT adapter to load on top, or None.
+        gguf_file: name of the GGUF file in `weights`, if the decoder is one.
     """
 
     config: DecodNERConfig
     weights: str | None
     adapter: str | None
+    gguf_file: str | None = None
 
 
 @dataclass(frozen=True)
@@ -105,17 +116,18 @@ def load_decoder(path: str | None, config: Any, model_args: Sequence[Any], keywo
     """Loads a checkpoint's decoder by its own class.
 
     Args:
-        path: directory or Hub id of a decoder, a DecodNER model, or an adapter for either; None where `config` and
-            the keyword `state_dict` say everything.
+        path: directory or Hub id of a decoder, a DecodNER model, or an adapter for either; a GGUF file; None where
+            `config` and the keyword `state_dict` say everything.
         config: a configuration to use in place of the checkpoint's, or None.
         model_args: handed to the decoder's class.
         keywords: those of `from_pretrained`; settings of `DecodNERConfig` among them replace the saved ones, the rest
             is handed to the decoder's class.
 
     Raises:
-        ValueError: an architecture that cannot score a token forest, weights that are missing or of other shapes, or
-            no path and no `config` and `state_dict` either.
+        ValueError: an architecture that cannot score a token forest, weights that are missing or of other shapes, a
+            GGUF file that is incomplete, or no path and no `config` and `state_dict` either.
         OSError: no checkpoint there (transformers' own message).
+        ImportError: a GGUF file, but no package gguf.
     """
     keywords = {name: value for name, value in keywords.items() if name not in NOT_FOR_THE_DECODER}
     hub = {name: keywords[name] for name in HUB_KEYWORDS if name in keywords}
@@ -125,7 +137,8 @@ def load_decoder(path: str | None, config: Any, model_args: Sequence[Any], keywo
         keywords["state_dict"] = native_keys(keywords["state_dict"])
     elif path is None:
         raise ValueError("without a path, from_pretrained needs both config and state_dict.")
-    checkpoint = _given_checkpoint(config) if path is None else resolve_checkpoint(path, hub)
+    gguf_file = keywords.pop("gguf_file", None)
+    checkpoint = _given_checkpoint(config) if path is None else resolve_checkpoint(path, hub, gguf_file)
     if checkpoint.adapter is not None:  # the adapter's revision and subfolder are not its base's
         adapter, adapter_keywords = checkpoint.adapter, hub
         keywords = {name: value for name, value in keywords.items() if name not in ("revision", "subfolder")}
@@ -133,17 +146,24 @@ def load_decoder(path: str | None, config: Any, model_args: Sequence[Any], keywo
     settings = {name: keywords.pop(name) for name in list(keywords) if name in DecodNERConfig.__annotations__}
     if settings:
         own_config = DecodNERConfig.from_dict(own_config.settings() | settings)
-    backbone, info = load_native(checkpoint.weights, own_config.text_config, model_args, keywords)
+    backbone, info = load_native(
+        checkpoint.weights, own_config.text_config, model_args, keywords, checkpoint.gguf_file
+    )
     own_config.dtype = backbone.dtype
     return LoadedDecoder(own_config, backbone, info, adapter, adapter_keywords)
 
 
 def load_native(
-    path: str | None, text_config: PreTrainedConfig, model_args: Sequence[Any], keywords: Mapping[str, Any]
+    path: str | None,
+    text_config: PreTrainedConfig,
+    model_args: Sequence[Any],
+    keywords: Mapping[str, Any],
+    gguf_file: str | None = None,
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """Loads a decoder by its native class, all of its weights from the files.
 
-    Weights that transformers knows to do without, and those tied to others, may be missing.
+    Weights that transformers knows to do without, and those tied to others, may be missing. Those of a GGUF file
+    (`gguf_file` in `path`) are unpacked.
 
     Returns:
         The decoder, and transformers' loading info.
@@ -152,24 +172,30 @@ def load_native(
         ValueError: an architecture that does not qualify, or weights that are missing or have other shapes.
     """
     source = "the state_dict" if path is None else path
+    gguf: dict[str, Any] = {}
+    if path is not None and gguf_file is not None:
+        source = gguf_path(path, gguf_file)
+        gguf = {"gguf_file": gguf_file, "quantization_config": unpacked_gguf()}
     try:
         native = native_class(text_config)
     except ValueError as error:
         raise ValueError(f"{source} cannot be used: {error}") from None
     sizes_may_differ = keywords.get("ignore_mismatched_sizes", False)
-    options = dict(keywords) | {"ignore_mismatched_sizes": True, "output_loading_info": True}
-    with without_loading_report(), _without_short_bars(path):
+    options = gguf | dict(keywords) | {"ignore_mismatched_sizes": True, "output_loading_info": True}
+    with without_loading_report(), _without_short_bars(path, gguf_file), without_forced_bars():
         backbone, info = native.from_pretrained(
             path, *model_args, config=text_config, attn_implementation=ATTENTION_NAME, **options
         )
     _check_weights(source, type(backbone).__name__, info, bool(sizes_may_differ))
+    if gguf_file is not None:
+        backbone.name_or_path = backbone.config.name_or_path = source  # where tokenizers and adapters find it
     return backbone, info
 
 
 @contextmanager
-def _without_short_bars(path: str | None) -> Iterator[None]:
+def _without_short_bars(path: str | None, gguf_file: str | None) -> Iterator[None]:
     """Hides the progress bar while a small local checkpoint loads: that is done before it could be read."""
-    files = Path(path).glob("*.safetensors") if path is not None and Path(path).is_dir() else ()
+    files = Path(path).glob(gguf_file or "*.safetensors") if path is not None and Path(path).is_dir() else ()
     size = sum(file.stat().st_size for file in files)
     if not 0 < size < SMALL_CHECKPOINT_BYTES or not is_progress_bar_enabled():
         yield
@@ -187,7 +213,7 @@ def _check_weights(path: str, decoder: str, info: Mapping[str, Any], sizes_may_d
     if missing:
         renamed = f" It holds {_named(unexpected)} instead: were they renamed?" if unexpected else ""
         raise ValueError(
-            f"{path} lacks weights of {decoder} that its config.json describes: {_named(missing)}.{renamed} "
+            f"{path} lacks weights of {decoder} that its configuration describes: {_named(missing)}.{renamed} "
             "Use the config.json that belongs to the weights, or save the whole model again."
         )
     misfits = sorted(info["mismatched_keys"], key=str)
@@ -211,17 +237,24 @@ def _named(names: Sequence[str]) -> str:
     return f"{listed} and {more} more" if more > 0 else listed
 
 
-def resolve_checkpoint(path: str, hub: dict[str, Any]) -> Checkpoint:
+def resolve_checkpoint(path: str, hub: dict[str, Any], gguf_file: str | None = None) -> Checkpoint:
     """Finds out what `path` holds: a decoder, a DecodNER model, or an adapter for either.
 
     Args:
-        path: directory or Hub id.
+        path: directory or Hub id, or the path of a GGUF file.
         hub: those of `HUB_KEYWORDS` that the caller gave.
+        gguf_file: name of a GGUF file in the directory or repository, if it is what to load.
 
     Raises:
         ValueError: the configuration names no model type that transformers knows.
         OSError: no configuration there (transformers' own message).
+        ImportError: a GGUF file, but no package gguf.
     """
+    if gguf_file is None:
+        path, gguf_file = split_gguf(path)
+    if gguf_file is not None:
+        check_gguf(path, gguf_file, hub)
+        return Checkpoint(_read_config(path, hub, gguf_file), path, None, gguf_file)
     adapter_config = read_json(path, ADAPTER_CONFIG, hub)
     if adapter_config is None:
         return Checkpoint(_read_config(path, hub), path, None)
@@ -229,8 +262,12 @@ def resolve_checkpoint(path: str, hub: dict[str, Any]) -> Checkpoint:
     if not base:
         raise ValueError(f"the adapter at {path!r} does not name its base model (base_model_name_or_path).")
     local = {name: value for name, value in hub.items() if name not in ("revision", "subfolder")}
-    holder, keywords = (path, hub) if read_json(path, "config.json", hub) is not None else (base, local)
-    return Checkpoint(_read_config(holder, keywords), str(base), path)
+    folder, file = split_gguf(str(base))
+    if file is not None:
+        check_gguf(folder, file, local)
+    if read_json(path, "config.json", hub) is None:
+        return Checkpoint(_read_config(folder, local, file), folder, path, file)
+    return Checkpoint(_read_config(path, hub), folder, path, file)
 
 
 def wrap_config(config: Any) -> DecodNERConfig:
@@ -307,12 +344,16 @@ def _given_config(config: Any) -> PreTrainedConfig:
     return copy.deepcopy(config)
 
 
-def _read_config(path: str, hub: dict[str, Any]) -> DecodNERConfig:
+def _read_config(path: str, hub: dict[str, Any], gguf_file: str | None = None) -> DecodNERConfig:
+    """Reads the configuration of a directory or Hub repository, or that of a GGUF file in it."""
+    source = path if gguf_file is None else gguf_path(path, gguf_file)
     try:
-        return _parse_config(path, hub)
+        config = _parse_config(path, hub) if gguf_file is None else _gguf_config(path, hub, gguf_file)
     except StrictDataclassError as error:  # transformers checks sizes against each other
         reason = str(error).splitlines()[-1].strip().removeprefix("ValueError: ")
-        raise ValueError(f"the config.json of {path} is not valid: {reason}") from None
+        raise ValueError(f"the config.json of {source} is not valid: {reason}") from None
+    config.name_or_path = source
+    return config
 
 
 def _parse_config(path: str, hub: dict[str, Any]) -> DecodNERConfig:
@@ -322,12 +363,22 @@ def _parse_config(path: str, hub: dict[str, Any]) -> DecodNERConfig:
         config: DecodNERConfig = DecodNERConfig.from_dict(values)
         if config.text_config is None:
             raise ValueError(f"the configuration at {path!r} has no text_config: it names no decoder.")
-    elif model_type in CONFIG_MAPPING:
-        config = wrap_config(AutoConfig.from_pretrained(path, **hub))
-    else:
-        raise ValueError(
-            f"the configuration at {path!r} names model type {model_type!r}, which this version of transformers does "
-            "not have; decoders whose code comes with the checkpoint cannot be used."
-        )
-    config.name_or_path = path
-    return config
+        return config
+    if model_type in CONFIG_MAPPING:
+        return wrap_config(AutoConfig.from_pretrained(path, **hub))
+    raise ValueError(
+        f"the configuration at {path!r} names model type {model_type!r}, which this version of transformers does "
+        "not have; decoders whose code comes with the checkpoint cannot be used."
+    )
+
+
+def _gguf_config(path: str, hub: dict[str, Any], gguf_file: str) -> DecodNERConfig:
+    """Reads the decoder's configuration from a GGUF file, once: its vocabulary makes that slow."""
+    source = gguf_path(path, gguf_file)
+    try:
+        values, _ = PreTrainedConfig.get_config_dict(path, gguf_file=gguf_file, **hub)
+        return wrap_config(CONFIG_MAPPING[values["model_type"]].from_dict(values))
+    except KeyError as error:
+        raise ValueError(f"{source} does not say its {error}: it is incomplete, or holds no decoder.") from None
+    except (ValueError, NotImplementedError) as error:  # an architecture that transformers does not read
+        raise ValueError(f"{source} cannot be used: {error}") from None

@@ -5,14 +5,16 @@ The structural checks ask transformers; `probe` then runs a few tokens packed an
 Knows nothing of labels, prompts or files.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
+from .arrays import IntArray
 from .attention import ATTENTION_NAME
 from .attention_metadata import AttentionMetadata
 from .cache import DualBufferCache
@@ -25,6 +27,9 @@ PROBE_PREFIX = 6  # tokens
 PROBE_SPANS = ((0, 1), (0, 1, 2), (0, 3))  # offsets after the prefix; they share their first token
 PROBE_TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3}  # of the norm of the logits
 PROBE_TOLERANCE_HALF = 0.1
+
+
+TokenIds: TypeAlias = torch.Tensor | IntArray | Sequence[int] | Sequence[Sequence[int]]
 
 
 @dataclass(frozen=True)

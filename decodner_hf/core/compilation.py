@@ -18,7 +18,7 @@ from .attention import HAS_KERNEL
 from .attention_metadata import AttentionMetadata, LayerInputs
 from .block_map import TileShape, make_block_map
 from .cache import DualBufferCache
-from .compatibility import PositionLimit, input_device, layer_windows
+from .compatibility import PositionLimit, TokenIds, input_device, layer_windows
 from .cuda_graphs import SpanPassGraphs, never_waits
 from .forest import TokenForest, rows_forest
 from .label_head import decoder_layers, last_hidden_states
@@ -53,16 +53,16 @@ class ForestModel(Protocol):
     node_limit: int | None
     position_limit: PositionLimit | None
 
-    def encode_prefix(self, token_ids: Any, cache: DualBufferCache | None = None) -> DualBufferCache:
+    def encode_prefix(self, token_ids: TokenIds, cache: DualBufferCache | None = None) -> DualBufferCache:
         """Encodes a prefix."""
 
     def score_forest(
-        self, forest: TokenForest, symbol_token_ids: Any, cache: DualBufferCache | None = None
+        self, forest: TokenForest, symbol_token_ids: TokenIds, cache: DualBufferCache | None = None
     ) -> torch.Tensor:
         """Scores the spans of a forest."""
 
 
-def compile_model(model: ForestModel, cuda_graph_nodes: int, **options: Any) -> None:
+def compile_model(model: ForestModel, cuda_graph_nodes: int, **options: object) -> None:
     """Compiles the decoder's layers and prepares CUDA graphs, in place: see `compile_forest` of the model class.
 
     Args:
@@ -164,14 +164,14 @@ class LayerCall:
 class CompiledLayer:
     """Stands in for a decoder layer's `forward`; what its graph does not cover runs as before."""
 
-    def __init__(self, layer: nn.Module, call: LayerCall, run: Callable[..., Any]) -> None:
+    def __init__(self, layer: nn.Module, call: LayerCall, run: Callable[..., object]) -> None:
         """Takes the layer, its attention call, and the compiled `forward` of its class."""
         self.layer, self.call, self.run = layer, call, run
         self.uncompiled = layer.forward
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: object, **kwargs: object) -> object:
         """As the layer's `forward`."""
-        metadata: AttentionMetadata | None = kwargs.get("forest_metadata")
+        metadata = cast(AttentionMetadata | None, kwargs.get("forest_metadata"))
         inputs = None if metadata is None or torch.is_grad_enabled() else self.call.inputs(metadata)
         if metadata is None or inputs is None:
             return self.uncompiled(*args, **kwargs)
@@ -188,11 +188,11 @@ class CompiledLayer:
 class _RecordingMetadata(AttentionMetadata):
     """Notes which block maps the layers asked for, in their order."""
 
-    asked: list[tuple[Any, ...]] = field(default_factory=list)
+    asked: list[tuple[LayerWindow, TileShape, object]] = field(default_factory=list)
 
     def once(self, derive: Callable[[AttentionMetadata, *Arguments], Derived], *arguments: *Arguments) -> Derived:
         if cast(object, derive) is make_block_map:
-            self.asked.append(arguments)
+            self.asked.append(cast(tuple[LayerWindow, TileShape, object], arguments))
         return super().once(derive, *arguments)
 
 

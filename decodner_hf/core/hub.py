@@ -10,15 +10,15 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from huggingface_hub import HfApi, ModelCardData
+from huggingface_hub import CommitInfo, HfApi, ModelCardData
 from transformers import PreTrainedTokenizerBase
 
 from .configuration import DecodNERConfig
 
 CODE_FOLDER = "decodner"  # one sub-folder, flat inside, is what transformers' loader can follow
 ENTRY_MODULE = f"{CODE_FOLDER}/remote"  # one entry file: two would load every module twice
+HANDLER = "handler.py"  # where Inference Endpoints look for it
 TASK = "decodner-ner"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")  # what a model card may call a base model; never a local path
 PACKAGE_MODULE = "decodner_package"
@@ -69,12 +69,13 @@ def name_pipeline(config: DecodNERConfig) -> None:
 
 
 def copy_code(directory: str) -> None:
-    """Copies `core`, which imports nothing outside itself, into the checkpoint's code folder."""
+    """Copies `core`, which imports nothing outside itself, into the code folder, and the handler to the root."""
     target = Path(directory) / CODE_FOLDER
     target.mkdir(parents=True, exist_ok=True)
     for source in sorted(Path(__file__).parent.glob("*.py")):
         if source.name != "__init__.py":
             shutil.copyfile(source, target / source.name)
+    shutil.copyfile(Path(__file__).with_name(HANDLER), Path(directory) / HANDLER)
 
 
 def write_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: str) -> None:
@@ -121,7 +122,7 @@ def write_model_card(config: DecodNERConfig, directory: str) -> None:
 
 
 def upload(
-    save: Callable[[str], Any],
+    save: Callable[[str], object],
     repo_id: str,
     *,
     private: bool | None = None,
@@ -130,7 +131,7 @@ def upload(
     create_pr: bool = False,
     commit_message: str = "Upload model",
     commit_description: str | None = None,
-) -> Any:
+) -> CommitInfo:
     """Lets `save` fill a directory and uploads it to the repository `repo_id`, made if need be; returns the commit."""
     api = HfApi(token=token)
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils.generic import ModelOutput
 
 from .attention_metadata import AttentionMetadata
@@ -24,6 +25,25 @@ UNLABELLED = -100  # the gold column of a span that carries no loss
 PROBE_TOKENS = 5
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}  # of the largest logit
 TOLERANCE_HALF = 2e-2
+
+
+@dataclass(frozen=True)
+class SpanPass:
+    """A packed pass over N nodes with S spans to score.
+
+    Attributes:
+        token_ids: int64 [N].
+        metadata: structure and prefix.
+        span_nodes: int64 [S], each span's last node.
+        symbols: int64 [Q, L], token ids of Q prompts' label symbols, shorter rows padded with -1.
+        span_prompts: int64 [S] or [1, S], each span's row of `symbols`; None for the first.
+    """
+
+    token_ids: torch.Tensor
+    metadata: AttentionMetadata
+    span_nodes: torch.Tensor
+    symbols: torch.Tensor
+    span_prompts: torch.Tensor | None = None
 
 
 @dataclass
@@ -72,10 +92,10 @@ def last_hidden_states(
     token_ids: torch.Tensor,
     position_ids: torch.Tensor,
     metadata: AttentionMetadata,
-    **kwargs: Any,
+    **options: object,
 ) -> torch.Tensor:
     """Runs a packed pass: tokens [N] and positions [N] on the model's device -> hidden states [N, hidden size]."""
-    states: torch.Tensor = _decoder_pass(backbone, token_ids, position_ids, metadata, **kwargs).last_hidden_state
+    states: torch.Tensor = _decoder_pass(backbone, token_ids, position_ids, metadata, **options).last_hidden_state
     return states[0]
 
 
@@ -84,11 +104,12 @@ def _decoder_pass(
     token_ids: torch.Tensor,
     position_ids: torch.Tensor,
     metadata: AttentionMetadata,
-    **kwargs: Any,
-) -> Any:
+    **options: object,
+) -> BaseModelOutput:
     """As `last_hidden_states`, with the decoder's whole output."""
     packed = packed_arguments(position_ids[None], metadata)
-    return inner_decoder(backbone)(input_ids=token_ids[None], **packed, **kwargs)
+    output: BaseModelOutput = inner_decoder(backbone)(input_ids=token_ids[None], **packed, **options)
+    return output
 
 
 def row_logits(backbone: PreTrainedModel, hidden_states: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
@@ -163,42 +184,33 @@ def packed_options(kwargs: dict[str, Any], config: PreTrainedConfig) -> bool:
 
 
 def label_output(
-    backbone: PreTrainedModel,
-    row_head: bool,
-    token_ids: torch.Tensor,
-    metadata: AttentionMetadata,
-    span_nodes: torch.Tensor,
-    symbols: torch.Tensor,
-    span_prompts: torch.Tensor | None,
-    **kwargs: Any,
+    backbone: PreTrainedModel, row_head: bool, span_pass: SpanPass, **options: object
 ) -> SpanClassifierOutput:
     """Runs a packed pass and computes the label logits of its spans; without waiting for the GPU if all is on the CPU.
 
     Args:
         backbone: the decoder.
         row_head: whether `row_logits` equals its own head.
-        token_ids: int64 [N].
-        metadata: the pass.
-        span_nodes: int64 [S].
-        symbols: int64 [Q, L], token ids of Q prompts' label symbols, shorter rows padded with -1.
-        span_prompts: int64 [S] or [1, S], each span's row of `symbols`; None for the first.
-        **kwargs: handed to the decoder.
+        span_pass: what to run.
+        **options: handed to the decoder.
 
     Returns:
         Logits [S, L], -inf at the padding; the decoder's hidden states where they were asked for.
     """
+    metadata, symbols, span_prompts = span_pass.metadata, span_pass.symbols, span_pass.span_prompts
     rows, columns = symbols.clamp(min=0).reshape(-1).unique(return_inverse=True)
     columns, absent = columns.reshape(symbols.shape), symbols < 0
     token_ids, position_ids, span_nodes, rows, columns, absent = copy_to_device(
-        [token_ids, metadata.position_ids, span_nodes, rows, columns, absent], input_device(backbone)
+        [span_pass.token_ids, metadata.position_ids, span_pass.span_nodes, rows, columns, absent],
+        input_device(backbone),
     )
     if row_head and has_plain_head(backbone):
-        output = _decoder_pass(backbone, token_ids, position_ids, metadata, **kwargs)
+        output = _decoder_pass(backbone, token_ids, position_ids, metadata, **options)
         states = output.last_hidden_state[0]
         logits = row_logits(backbone, states[span_nodes.to(states.device)], rows)
     else:
         packed = packed_arguments(position_ids[None], metadata)
-        output = backbone(input_ids=token_ids[None], logits_to_keep=span_nodes, **packed, **kwargs)
+        output = backbone(input_ids=token_ids[None], logits_to_keep=span_nodes, **packed, **options)
         logits = output.logits[0][:, rows.to(output.logits.device)]
     columns, absent = columns.to(logits.device), absent.to(logits.device, torch.bool)
     if span_prompts is None:

@@ -14,10 +14,11 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from .cache import DualBufferCache
-from .compatibility import check_token_ids, input_device, packed_arguments
+from .compatibility import TokenIds, check_token_ids, input_device, packed_arguments
 from .compilation import without_gradients
 from .forest import rows_forest
 from .modeling import DecodNERForSpanClassification
+from .packed_pass import pass_metadata
 from .tokenization import check_texts, continuation_ids
 from .transfers import copy_to_device
 from .validation import is_count
@@ -31,7 +32,7 @@ class UniversalDecoder(DecodNERForSpanClassification):
         """`from_pretrained` under the original design's name."""
         return cls.from_pretrained(model_id, **kwargs)
 
-    def prefill_prefix(self, prefix_ids: Any, cache: DualBufferCache) -> DualBufferCache:
+    def prefill_prefix(self, prefix_ids: TokenIds, cache: DualBufferCache) -> DualBufferCache:
         """Replaces what `cache` holds by the prefix `prefix_ids`, int64 [P] or [1, P]; see `encode_prefix`."""
         check_token_ids(torch.as_tensor(prefix_ids), self.vocabulary_size)
         cache.reset()
@@ -70,14 +71,14 @@ class UniversalDecoder(DecodNERForSpanClassification):
                 f"position_ids must be the prefix length plus 0 .. span_len - 1 in each row, here "
                 f"{cache.prefix_length} .. {cache.prefix_length + length - 1}; leave them out to have them made."
             )
-        metadata = self.pass_metadata(forest.position_ids, forest.subtree_end, cache)
+        metadata = pass_metadata(self, forest.position_ids, forest.subtree_end, cache)
         token_ids, positions = copy_to_device([token_ids, metadata.position_ids], input_device(self.backbone))
         arguments = packed_arguments(positions[None], metadata)
         logits: torch.Tensor = self.backbone(input_ids=token_ids[None], **arguments).logits  # [1, batch * span_len, V]
         return logits.reshape(batch, length, -1)
 
     def score_spans(
-        self, prefix_ids: Any, span_ids: torch.Tensor, position_ids: torch.Tensor | None = None
+        self, prefix_ids: TokenIds, span_ids: torch.Tensor, position_ids: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Runs `prefill_prefix` and `forward_spans` in one call: logits [batch, span_len, vocabulary]."""
         return self.forward_spans(span_ids, position_ids, self.prefill_prefix(prefix_ids, DualBufferCache()))

@@ -6,11 +6,17 @@ function is ours. Knows nothing of text: tokenizers, prompts and entities are th
 """
 
 import copy
+from collections.abc import Callable, Mapping
 from os import PathLike
 from typing import Any, ClassVar, Self
 
 import torch
+from huggingface_hub import CommitInfo
+from torch import nn
+from torch.nn.modules.module import _IncompatibleKeys
 from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers.generation.utils import GenerateOutput
+from transformers.utils.generic import ModelOutput
 
 from .adapters import (
     active_adapters,
@@ -22,14 +28,11 @@ from .adapters import (
     set_adapter,
 )
 from .attention import ATTENTION_NAME
-from .attention_metadata import AttentionMetadata
 from .cache import DualBufferCache
 from .checkpoints import BACKBONE, load_decoder, readable_errors, save_decoder
 from .compatibility import (
+    TokenIds,
     check_backbone,
-    check_limits,
-    check_structure,
-    check_token_ids,
     input_device,
     layer_windows,
     native_class,
@@ -39,26 +42,25 @@ from .compatibility import (
 from .compilation import compile_model, without_gradients
 from .configuration import DecodNERConfig
 from .cuda_graphs import SpanPassGraphs
-from .forest import TokenForest, build_forest
+from .forest import TokenForest
 from .growth import GrownRows
 from .hub import upload, write_model_card
 from .kept_rows import KeptRows
 from .label_head import (
     SpanClassifierOutput,
+    SpanPass,
     has_plain_head,
-    label_output,
-    last_hidden_states,
     packed_options,
     row_head_equals_native,
     span_loss,
 )
-from .transfers import copy_to_device
+from .packed_pass import extend_prefix, forest_logits, pass_metadata, round_logits, run_span_pass
 from .transformers_private import (
     LOADED_ATTRIBUTES,
     PIPELINE_KEYWORD,
     FromDecoder,
-    attention_name,
     cache_keyword,
+    forget_gguf,
     name_attention,
     new_model,
     without_generation_flags,
@@ -117,20 +119,22 @@ class DecodNERForSpanClassification(PreTrainedModel, GenerationMixin):
         self.backbone.init_weights()
         self.row_head = has_plain_head(self.backbone)
 
-    def generate(self, *args: Any, **kwargs: Any) -> Any:
+    def generate(self, *args: object, **kwargs: object) -> GenerateOutput | torch.Tensor:
         """Continues token ids with the decoder, as transformers' `generate`."""
         return self.backbone.generate(*args, **kwargs)
 
-    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> Any:
+    def prepare_inputs_for_generation(self, *args: object, **kwargs: object) -> dict[str, object]:
         """Returns the inputs of the decoder's next step, as its own method: PEFT asks for it."""
-        return self.backbone.prepare_inputs_for_generation(*args, **kwargs)
+        result: dict[str, object] = self.backbone.prepare_inputs_for_generation(*args, **kwargs)
+        return result
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
         """Moves or casts the weights; graphs, which read them at their old addresses, are released first."""
         if self.graphs is not None:
             self.graphs.release()
         try:
-            return super()._apply(fn, recurse)
+            result: Self = super()._apply(fn, recurse)
+            return result
         except NotImplementedError as error:  # torch has no data to move
             if self.device.type != "meta":
                 raise
@@ -150,7 +154,7 @@ class DecodNERForSpanClassification(PreTrainedModel, GenerationMixin):
         return self.vocabulary_size
 
     @property
-    def _decoder_config(self) -> Any:
+    def _decoder_config(self) -> PreTrainedConfig:
         return self.backbone.config.get_text_config(decoder=True)
 
     @classmethod
@@ -169,6 +173,7 @@ class DecodNERForSpanClassification(PreTrainedModel, GenerationMixin):
         shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
         backbone = copy.deepcopy(model, shared)  # new modules and config around the same tensors
         backbone.set_attn_implementation(ATTENTION_NAME)
+        forget_gguf(backbone)
         own_config = DecodNERConfig() if config is None else copy.deepcopy(config)
         own_config.text_config = backbone.config
         own_config.name_or_path = own_config.name_or_path or model.config.name_or_path
@@ -181,13 +186,15 @@ class DecodNERForSpanClassification(PreTrainedModel, GenerationMixin):
     def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | PathLike[str] | None,
-        *model_args: Any,
+        *model_args: object,
         config: PreTrainedConfig | None = None,
         **kwargs: Any,
     ) -> Any:
         """Loads a decoder checkpoint, a saved DecodNER model or an adapter, from a directory or the Hub.
 
-        Without a path (None) the model is `config` with the weights in `state_dict`, under its or the decoder's keys.
+        A GGUF file is a path that ends in .gguf, or the keyword `gguf_file` beside a directory or Hub id; its weights
+        are unpacked. Without a path (None) the model is `config` with the weights in `state_dict`, under its or the
+        decoder's keys.
 
         The decoder is loaded by its own class, with all keyword arguments (dtype, device_map, quantization_config,
         revision, token, ...); settings of `DecodNERConfig` among them override the saved ones.
@@ -199,6 +206,7 @@ class DecodNERForSpanClassification(PreTrainedModel, GenerationMixin):
             ValueError: the architecture cannot score a token forest, weights are missing, have other sizes or are not
                 finite (says which), or `attn_implementation` was given.
             OSError: no checkpoint there.
+            ImportError: a GGUF file, but no package gguf.
         """
         if kwargs.pop("attn_implementation", ATTENTION_NAME) not in (None, ATTENTION_NAME):
             raise ValueError(
@@ -249,7 +257,7 @@ class DecodNERForSpanClassification(PreTrainedModel, GenerationMixin):
             **kwargs,
         )
 
-    def push_to_hub(self, repo_id: str, *, include_code: bool = True, **kwargs: Any) -> Any:
+    def push_to_hub(self, repo_id: str, *, include_code: bool = True, **kwargs: Any) -> CommitInfo:
         """Uploads the model, by default with the code that loads it where this package is not installed.
 
         Args:
@@ -264,17 +272,20 @@ class DecodNERForSpanClassification(PreTrainedModel, GenerationMixin):
 
         return upload(save, repo_id, **kwargs)
 
-    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+    def load_state_dict(
+        self, state_dict: Mapping[str, torch.Tensor], strict: bool = True, assign: bool = False
+    ) -> _IncompatibleKeys:
         """Loads weights under this model's keys or the decoder's own."""
-        if not any(name.startswith(BACKBONE) for name in state_dict):
-            return self.backbone.load_state_dict(state_dict, strict=strict, assign=assign)
-        return super().load_state_dict(state_dict, strict=strict, assign=assign)
+        ours = any(name.startswith(BACKBONE) for name in state_dict)
+        load = super().load_state_dict if ours else self.backbone.load_state_dict
+        result: _IncompatibleKeys = load(state_dict, strict=strict, assign=assign)
+        return result
 
     def load_adapter(self, peft_model_id: str | None = None, adapter_name: str | None = None, **kwargs: Any) -> Any:
         """Loads a PEFT adapter onto the decoder, as transformers' method; errors as `adapters.load_adapter`."""
         return load_adapter(self.backbone, peft_model_id, adapter_name, **kwargs)
 
-    def add_adapter(self, adapter_config: Any, adapter_name: str | None = None) -> None:
+    def add_adapter(self, adapter_config: object, adapter_name: str | None = None) -> None:
         """Adds a new PEFT adapter to the decoder and activates it; see `adapters.add_adapter`."""
         add_adapter(self.backbone, adapter_config, adapter_name)
 
@@ -286,7 +297,9 @@ class DecodNERForSpanClassification(PreTrainedModel, GenerationMixin):
         """Removes one of the adapters, or several."""
         delete_adapter(self.backbone, adapter_names)
 
-    def get_adapter_state_dict(self, adapter_name: str | None = None, state_dict: Any = None) -> Any:
+    def get_adapter_state_dict(
+        self, adapter_name: str | None = None, state_dict: dict[str, torch.Tensor] | None = None
+    ) -> dict[str, torch.Tensor]:
         """Returns the weights of an adapter, by default of the active one; see `adapters.adapter_state`."""
         return adapter_state(self.backbone, adapter_name, state_dict)
 
@@ -314,25 +327,28 @@ class DecodNERForSpanClassification(PreTrainedModel, GenerationMixin):
         finally:
             self.backbone.train(was_training)
 
-    def get_input_embeddings(self) -> Any:
+    def get_input_embeddings(self) -> nn.Embedding:
         """Returns the decoder's token embedding."""
-        return self.backbone.get_input_embeddings()
+        result: nn.Embedding = self.backbone.get_input_embeddings()
+        return result
 
-    def set_input_embeddings(self, value: torch.nn.Module) -> None:
+    def set_input_embeddings(self, value: nn.Module) -> None:
         """Replaces the decoder's token embedding."""
         self.backbone.set_input_embeddings(value)
 
-    def get_output_embeddings(self) -> Any:
+    def get_output_embeddings(self) -> nn.Module:
         """Returns the decoder's head."""
-        return self.backbone.get_output_embeddings()
+        result: nn.Module = self.backbone.get_output_embeddings()
+        return result
 
-    def set_output_embeddings(self, new_embeddings: torch.nn.Module) -> None:
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         """Replaces the decoder's head."""
         self.backbone.set_output_embeddings(new_embeddings)
 
-    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> Any:
+    def resize_token_embeddings(self, *args: object, **kwargs: object) -> nn.Embedding:
         """Resizes the decoder's vocabulary, as transformers' method; `config.text_config` and prefixes kept follow."""
-        return self.backbone.resize_token_embeddings(*args, **kwargs)
+        result: nn.Embedding = self.backbone.resize_token_embeddings(*args, **kwargs)
+        return result
 
     def forward(
         self,
@@ -347,7 +363,7 @@ class DecodNERForSpanClassification(PreTrainedModel, GenerationMixin):
         attention_mask: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs: Any,
-    ) -> Any:
+    ) -> ModelOutput | tuple[Any, ...]:
         """Runs one packed pass; without `subtree_end` the decoder's ordinary forward, with the decoder's own output.
 
         Args:
@@ -375,36 +391,22 @@ class DecodNERForSpanClassification(PreTrainedModel, GenerationMixin):
                 raise ValueError(
                     "span_nodes, symbol_token_ids and prefix_cache belong to a packed pass: give subtree_end too."
                 )
-            if not self.has_ordinary_forward:
-                raise ValueError(
-                    'this model scores spans and labels no tokens: use pipeline("decodner-ner", model=...) in place '
-                    'of pipeline("ner") and pipeline("token-classification").'
-                )
-            if num_items_in_batch is not None:
-                if labels is None:
-                    raise ValueError(
-                        "num_items_in_batch was given without labels: a Trainer with label_smoothing_factor or a loss "
-                        "function of its own keeps them and would not shift them for this model; train model.backbone "
-                        "for ordinary language modelling."
-                    )
-                kwargs["num_items_in_batch"] = num_items_in_batch
-            for name in ("cache", "past_key_values"):  # one argument; transformers renamed it
-                if kwargs.get(name) is not None:
-                    kwargs[cache_keyword(self.backbone)] = kwargs.pop(name)
-            ordinary = {"position_ids": position_ids, "attention_mask": attention_mask, "labels": labels}
-            return self.backbone(input_ids=input_ids, **ordinary, **kwargs)
+            return self._ordinary_forward(
+                labels,
+                num_items_in_batch,
+                kwargs | {"input_ids": input_ids, "position_ids": position_ids, "attention_mask": attention_mask},
+            )
         if input_ids is None or position_ids is None or span_nodes is None or symbol_token_ids is None:
             raise ValueError("a packed pass needs input_ids, position_ids, subtree_end, span_nodes, symbol_token_ids.")
         as_dict = packed_options(kwargs, self.config)
-        metadata = self.pass_metadata(position_ids.reshape(-1), subtree_end.reshape(-1), prefix_cache)
+        metadata = pass_metadata(self, position_ids.reshape(-1), subtree_end.reshape(-1), prefix_cache)
         symbols = symbol_token_ids.reshape(-1, symbol_token_ids.shape[-1])
         if symbols.shape[0] > 1 and span_prompts is None:
             raise ValueError(
                 f"{symbols.shape[0]} rows of symbol_token_ids were given: span_prompts must say whose is whose."
             )
-        scored = self._packed_output(
-            input_ids.reshape(-1), metadata, span_nodes.reshape(-1), symbols, span_prompts, kwargs
-        )
+        span_pass = SpanPass(input_ids.reshape(-1), metadata, span_nodes.reshape(-1), symbols, span_prompts)
+        scored = run_span_pass(self, span_pass, **kwargs)
         logits, loss = scored.logits, None
         assert logits is not None
         if labels is not None:
@@ -412,7 +414,33 @@ class DecodNERForSpanClassification(PreTrainedModel, GenerationMixin):
         output = SpanClassifierOutput(loss, logits.reshape(*span_nodes.shape, -1), scored.hidden_states)
         return output if as_dict else output.to_tuple()
 
-    def compile_forest(self, *, cuda_graph_nodes: int = 16384, **options: Any) -> None:
+    def _ordinary_forward(
+        self,
+        labels: torch.Tensor | None,
+        num_items_in_batch: torch.Tensor | int | None,
+        inputs: dict[str, Any],
+    ) -> ModelOutput | tuple[Any, ...]:
+        """Runs the decoder's own forward on `inputs`."""
+        if not self.has_ordinary_forward:
+            raise ValueError(
+                'this model scores spans and labels no tokens: use pipeline("decodner-ner", model=...) in place '
+                'of pipeline("ner") and pipeline("token-classification").'
+            )
+        if num_items_in_batch is not None:
+            if labels is None:
+                raise ValueError(
+                    "num_items_in_batch was given without labels: a Trainer with label_smoothing_factor or a loss "
+                    "function of its own keeps them and would not shift them for this model; train model.backbone "
+                    "for ordinary language modelling."
+                )
+            inputs["num_items_in_batch"] = num_items_in_batch
+        for name in ("cache", "past_key_values"):  # one argument; transformers renamed it
+            if inputs.get(name) is not None:
+                inputs[cache_keyword(self.backbone)] = inputs.pop(name)
+        output: ModelOutput | tuple[Any, ...] = self.backbone(labels=labels, **inputs)
+        return output
+
+    def compile_forest(self, *, cuda_graph_nodes: int = 16384, **options: object) -> None:
         """Compiles the decoder's layers for passes without gradients over a cached prefix; call it when loaded.
 
         Call it again after the model was moved or cast, or its layers or adapters changed. A CUDA graph never runs
@@ -437,7 +465,7 @@ class DecodNERForSpanClassification(PreTrainedModel, GenerationMixin):
         compile_model(self, cuda_graph_nodes, **options)
 
     @without_gradients
-    def encode_prefix(self, token_ids: Any, cache: DualBufferCache | None = None) -> DualBufferCache:
+    def encode_prefix(self, token_ids: TokenIds, cache: DualBufferCache | None = None) -> DualBufferCache:
         """Encodes tokens after the prefix that `cache` holds, so that spans can be scored against both.
 
         Args:
@@ -451,28 +479,11 @@ class DecodNERForSpanClassification(PreTrainedModel, GenerationMixin):
             ValueError: no token, more than one row, a token outside the vocabulary, more tokens than the cache or the
                 model can hold, or a cache of another model.
         """
-        prefix = torch.as_tensor(token_ids).cpu()
-        if prefix.dim() > 1 and prefix.shape[0] > 1:
-            raise ValueError(f"{prefix.shape[0]} prefixes were given: a cache holds one; encode each into its own.")
-        if not prefix.numel():
-            raise ValueError("the prefix is empty: give at least one token.")
-        checked = check_token_ids(prefix.reshape(-1), self.vocabulary_size)
-        forest = build_forest(
-            [prefix.reshape(-1).numpy()], first_position=cache.prefix_length if cache is not None else 0
-        )
-        cache = DualBufferCache() if cache is None else cache
-        cache.check_fits(forest.num_nodes)
-        if not cache.prefix_length:
-            cache.claim(self.backbone)
-        metadata = self.pass_metadata(forest.position_ids, forest.subtree_end, cache, write=True)
-        checked, position_ids = copy_to_device([checked, metadata.position_ids], input_device(self.backbone))
-        last_hidden_states(self.backbone, checked, position_ids, metadata)
-        cache.commit(forest.num_nodes)
-        return cache
+        return extend_prefix(self, token_ids, cache)
 
     @without_gradients
     def score_forest(
-        self, forest: TokenForest, symbol_token_ids: Any, cache: DualBufferCache | None = None
+        self, forest: TokenForest, symbol_token_ids: TokenIds, cache: DualBufferCache | None = None
     ) -> torch.Tensor:
         """Scores all spans of a forest in one pass.
 
@@ -488,26 +499,11 @@ class DecodNERForSpanClassification(PreTrainedModel, GenerationMixin):
             ValueError: no spans, positions that do not fit the prefix or the model, symbols that share a token or lie
                 outside the vocabulary, or a cache of another model.
         """
-        if not forest.num_spans:
-            raise ValueError("the forest has no spans to score.")
-        symbols = check_token_ids(
-            torch.as_tensor(symbol_token_ids).reshape(-1).cpu(), self.vocabulary_size, "label token ids"
-        )
-        if len(set(symbols.tolist())) != symbols.numel():
-            raise ValueError(f"label token ids {symbols.tolist()} are not distinct: two labels would share a token.")
-        metadata = self.pass_metadata(forest.position_ids, forest.subtree_end, cache)
-        return self._label_logits(
-            check_token_ids(forest.token_ids.cpu(), self.vocabulary_size),
-            metadata,
-            forest.span_nodes.cpu(),
-            symbols[None],
-            None,
-            {},
-        )
+        return forest_logits(self, forest, symbol_token_ids, cache)
 
     @without_gradients
     def score_rows(
-        self, rows: GrownRows, symbol_token_ids: Any, cache: DualBufferCache, kept_rows: KeptRows
+        self, rows: GrownRows, symbol_token_ids: TokenIds, cache: DualBufferCache, kept_rows: KeptRows
     ) -> torch.Tensor:
         """Scores the spans of a round of growth, and keeps its rows for the rounds after it.
 
@@ -523,97 +519,7 @@ class DecodNERForSpanClassification(PreTrainedModel, GenerationMixin):
         Raises:
             ValueError: positions that do not fit the model, or a token outside the vocabulary.
         """
-        metadata = AttentionMetadata(
-            position_ids=torch.from_numpy(rows.position_ids),
-            subtree_end=torch.from_numpy(rows.subtree_end),
-            prefix_length=cache.prefix_length,
-            cache=cache,
-            layer_windows=self.layer_windows,
-            numbers=torch.from_numpy(rows.numbers),
-            kept_rows=kept_rows,
-        )
-        check_limits(metadata, self.position_limit, self.node_limit)
-        symbols = torch.as_tensor(symbol_token_ids).reshape(1, -1)
-        token_ids = check_token_ids(torch.from_numpy(rows.token_ids), self.vocabulary_size)
-        logits = self._label_logits(token_ids, metadata, torch.from_numpy(rows.span_nodes), symbols, None, {})
-        kept_rows.commit(metadata.own_rows())
-        return logits
-
-    def pass_metadata(
-        self,
-        position_ids: torch.Tensor,
-        subtree_end: torch.Tensor,
-        cache: DualBufferCache | None,
-        write: bool = False,
-    ) -> AttentionMetadata:
-        """Returns what a packed pass asks of attention, checked against the model and the cache.
-
-        Args:
-            position_ids: int64 [N].
-            subtree_end: int32 [N], inclusive.
-            cache: the prefix, or None.
-            write: whether the pass extends the prefix.
-
-        Raises:
-            ValueError: structure, positions or cache do not fit this model.
-        """
-        prefix_length = cache.prefix_length if cache is not None else 0
-        metadata = AttentionMetadata(
-            position_ids=position_ids.cpu(),
-            subtree_end=subtree_end.cpu(),
-            prefix_length=prefix_length,
-            cache=cache,
-            write=write,
-            layer_windows=self.layer_windows,
-        )
-        attention = attention_name(self.backbone.config)
-        if attention != ATTENTION_NAME:
-            raise ValueError(
-                f"the decoder's attention was set to {attention!r}, which knows no "
-                f'forests: set it back with model.backbone.set_attn_implementation("{ATTENTION_NAME}").'
-            )
-        if cache is not None and not cache.belongs_to(self.backbone):
-            raise ValueError("the cache holds a prefix of another model: encode the prefix with this model.")
-        check_structure(metadata, self.position_limit, self.node_limit)
-        return metadata
-
-    def _label_logits(
-        self,
-        token_ids: torch.Tensor,
-        metadata: AttentionMetadata,
-        span_nodes: torch.Tensor,
-        symbols: torch.Tensor,
-        span_prompts: torch.Tensor | None,
-        kwargs: dict[str, Any],
-    ) -> torch.Tensor:
-        """As `_packed_output`, its logits [S, L] alone."""
-        logits = self._packed_output(token_ids, metadata, span_nodes, symbols, span_prompts, kwargs).logits
-        assert logits is not None
-        return logits
-
-    def _packed_output(
-        self,
-        token_ids: torch.Tensor,
-        metadata: AttentionMetadata,
-        span_nodes: torch.Tensor,
-        symbols: torch.Tensor,
-        span_prompts: torch.Tensor | None,
-        kwargs: dict[str, Any],
-    ) -> SpanClassifierOutput:
-        """[N], spans [S], symbols [Q, L] padded with -1 -> [S, L], by a CUDA graph where there is one for the pass."""
-        if token_ids.numel() != metadata.num_nodes:
-            raise ValueError(f"{token_ids.numel()} tokens for {metadata.num_nodes} nodes: one each is needed.")
-        if span_nodes.device.type == "cpu" and span_nodes.numel():
-            first, last = span_nodes.aminmax()
-            if first < 0 or last >= token_ids.numel():
-                raise ValueError(f"span_nodes must lie in 0 .. {token_ids.numel() - 1}.")
-        if self.graphs is not None and self.row_head and not kwargs and span_prompts is None:
-            replayed = self.graphs.logits(metadata, token_ids, span_nodes, symbols)
-            if replayed is not None:
-                return SpanClassifierOutput(logits=replayed)
-        return label_output(
-            self.backbone, self.row_head, token_ids, metadata, span_nodes, symbols, span_prompts, **kwargs
-        )
+        return round_logits(self, rows, symbol_token_ids, cache, kept_rows)
 
 
 class DecodNERForTokenClassification(DecodNERForSpanClassification, GenerationMixin):

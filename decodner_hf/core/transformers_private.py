@@ -7,16 +7,21 @@ Knows nothing of forests, labels or text.
 """
 
 import inspect
+import io
 import json
 import logging
+import struct
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.integrations.gguf.reader import GgufHeader
 from transformers.utils import cached_file
+from transformers.utils.logging import is_progress_bar_enabled
+from transformers.utils.quantization_config import GgufConfig
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -37,6 +42,7 @@ CALLER_KEYWORDS = ("_from_auto", PIPELINE_KEYWORD, "_commit_hash")  # what Auto 
 LOADING_REPORT = "LOAD REPORT"  # in the warning with which transformers lists missing, unexpected and misfit weights
 LOADING_LOGGERS = ("transformers.modeling_utils", "transformers.integrations.peft")
 GENERATION_FLAGS = "generation flags are not valid"  # in the warning about flags that have no effect
+UNKNOWN_BLOCKS = "holds tensors of ggml type"  # in the error about blocks that only the package gguf can unpack
 GENERATION_LOGGERS = ("transformers.generation.configuration_utils",)
 
 
@@ -144,6 +150,51 @@ def cached_path(path: str, name: str, hub: dict[str, Any]) -> str | None:
         **hub,
     )
     return found
+
+
+def gguf_problem(path: str) -> str | None:
+    """Returns what is wrong with a GGUF file, as far as its header and its length tell; None if nothing is.
+
+    Args:
+        path: of the file.
+    """
+    size = Path(path).stat().st_size
+    if not size:
+        return "it is empty. Get it again."
+    try:
+        header = GgufHeader.from_file(path)
+    except ValueError as error:
+        return None if UNKNOWN_BLOCKS in str(error) else str(error)
+    except (struct.error, UnicodeDecodeError, MemoryError, OverflowError):
+        return "it ends within its header, or the header is damaged. Get it again."
+    end = max((header.data_start + tensor.offset + tensor.nbytes for tensor in header.tensors), default=0)
+    return f"it has {size:,} bytes, but its tensors take {end:,}. Get it again." if end > size else None
+
+
+def unpacked_gguf() -> GgufConfig:
+    """Returns the setting with which transformers unpacks a GGUF file's weights: an ordinary decoder comes out."""
+    return GgufConfig(dequantize=True)
+
+
+def forget_gguf(model: PreTrainedModel) -> None:
+    """Makes a model whose weights were unpacked from a GGUF file an ordinary one: it could not be saved otherwise."""
+    if not isinstance(getattr(model.config, "quantization_config", None), GgufConfig):
+        return
+    if any(not parameter.is_floating_point() for parameter in model.parameters()):  # still packed
+        return
+    del model.config.quantization_config
+    for name in ("hf_quantizer", "is_quantized", "quantization_method"):
+        vars(model).pop(name, None)
+
+
+@contextmanager
+def without_forced_bars() -> Iterator[None]:
+    """Hides the bar that unpacking a GGUF file draws even where transformers' progress bars are switched off."""
+    if is_progress_bar_enabled():
+        yield
+        return
+    with redirect_stderr(io.StringIO()):  # handlers of loggers keep the stream that they have
+        yield
 
 
 def without_loading_report() -> AbstractContextManager[None]:

@@ -49,7 +49,7 @@ class TrainingOptions:
     """What `train` trains, on what, and how.
 
     Attributes:
-        model: the decoder to start from, or a model of this package: a folder or a Hub id.
+        model: the decoder to start from, or a model of this package: a folder, a GGUF file or a Hub id.
         output: the folder of the trained model; new or empty, unless `resume`.
 
         train: labelled data: a file, a folder with a file a split, or a Hub id. Either this or `sources`.

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainingArguments
+from transformers import PreTrainedTokenizerBase, TrainingArguments
 
+from ..core.gguf_files import load_tokenizer
 from ..core.hub import write_tokenizer
 from ..core.modeling import DecodNERForSpanClassification
 from ..core.prompting import PromptTemplate
@@ -82,7 +83,7 @@ def train(options: TrainingOptions, report: Report = print) -> TrainingResult:
     say: Report = report if first else _silent
     data = read_training_data(options, say)
     model = load_model(options, data.labels)
-    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    tokenizer = load_tokenizer(options.model)
     rows = make_rows(options, data, model, tokenizer, say)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # loaders fork; encoding in parallel is over
     trainer = SpanTrainer(

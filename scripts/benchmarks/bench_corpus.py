@@ -31,6 +31,9 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from decodner_hf import DecodNERPipeline
+from decodner_hf.core import packed_pass
+from decodner_hf.core.attention_metadata import AttentionMetadata
+from decodner_hf.core.packed_pass import PackedModel
 from decodner_hf.core.pipeline_io import PreparedDocument
 from decodner_hf.core.scoring import activation_bytes_per_node
 from decodner_hf.core.static_inputs import PREFIX_SIZES
@@ -220,17 +223,16 @@ class Bench:
 
     def _count_nodes(self) -> Callable[[], int]:
         """From now on counts the nodes of all passes, prefixes included."""
-        model, counts = self.pipe.model, [0]
-        plan = type(model).pass_metadata
+        counts, plan = [0], packed_pass.pass_metadata
 
-        def counting(position_ids: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        def counting(model: PackedModel, position_ids: torch.Tensor, *args: Any, **kwargs: Any) -> AttentionMetadata:
             counts[0] += position_ids.numel()
             return plan(model, position_ids, *args, **kwargs)
 
-        model.pass_metadata = counting
+        packed_pass.pass_metadata = counting
 
         def stop() -> int:
-            del model.pass_metadata
+            packed_pass.pass_metadata = plan
             return counts[0]
 
         return stop

@@ -4,7 +4,7 @@ import sys
 import pytest
 from fake_pipes import FakePipe, describe_fakes
 
-from decodner_cli import annotate, tag
+from decodner_cli import annotate, evaluate, tag
 
 
 @pytest.fixture
@@ -12,7 +12,7 @@ def load(monkeypatch):
     """Replaces the loading of pipelines by a function of the options."""
 
     def replace(load_pipeline):
-        for command in (tag, annotate):
+        for command in (tag, annotate, evaluate):
             monkeypatch.setattr(command, "load_pipeline", load_pipeline)
 
     return replace

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import evaluate
 import numpy as np
-import other_scorers
 import pytest
 import run_eval
 from hypothesis import given, settings
@@ -17,6 +16,7 @@ from decodner_hf.data.examples import Example, load_examples
 from decodner_hf.data.label_maps import LabelMap
 from decodner_hf.evaluation.labelled_scoring import Decoder, score_examples
 from decodner_hf.evaluation.labelled_scoring import evaluate as evaluate_examples
+from decodner_hf.evaluation.other_scorers import nervaluate_scores, seqeval_scores
 from decodner_hf.evaluation.span_metrics import SpanTable, bootstrap_interval, confusion, found, span_scores
 
 EVAL = Path(__file__).parents[2] / "eval"
@@ -142,20 +142,20 @@ def flat_spans(draw):
 def test_seqeval_agrees_where_spans_are_flat(corpus):
     gold, predicted = tables(corpus)
     scores = span_scores(gold, predicted, LABELS)
-    theirs = other_scorers.seqeval_scores(gold, predicted)
+    theirs = seqeval_scores(gold, predicted)
     assert theirs == pytest.approx({name: scores[name] for name in ("precision", "recall", "f1")})
 
 
 def test_seqeval_is_not_asked_where_spans_overlap():
     nested = SpanTable.from_lists([[(0, 3, "A"), (1, 2, "A")]], LABELS)
-    assert other_scorers.seqeval_scores(nested, nested) is None
+    assert seqeval_scores(nested, nested) is None
 
 
 def test_partial_matches_by_hand():
     pytest.importorskip("nervaluate")
     gold = SpanTable.from_lists([[(0, 4, "A"), (6, 8, "B")], [(0, 4, "A")]], LABELS)
     predicted = SpanTable.from_lists([[(0, 3, "A"), (6, 8, "C"), (8, 9, "A")], [(4, 6, "A")]], LABELS)
-    scores = other_scorers.nervaluate_scores(gold, predicted, LABELS)
+    scores = nervaluate_scores(gold, predicted, LABELS)
     assert scores["strict"]["correct"] == 0
     assert scores["exact"]["correct"] == 1
     partial = scores["partial"]

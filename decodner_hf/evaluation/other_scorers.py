@@ -1,6 +1,7 @@
-"""The same predictions in the eyes of other people's scorers: seqeval (strict IOB2) and nervaluate (partial matches).
+"""Scores the same predictions with other packages: seqeval (strict IOB2) and nervaluate (partial matches).
 
-In: gold and predicted `SpanTable`s. Out: plain dicts. Both packages are optional.
+In: gold and predicted `SpanTable`s. Out: plain dicts, None where the package is not installed.
+Knows nothing of models or files.
 """
 
 import importlib
@@ -9,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from decodner_hf.evaluation.span_metrics import SpanTable
+from .span_metrics import SpanTable
 
 PARTIAL_SCHEMES = ("strict", "exact", "partial", "ent_type")
 
 
 def optional(module: str) -> Any:
-    """The module, or None where it is not installed."""
+    """Returns the module, or None where it is not installed."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -25,7 +26,7 @@ def optional(module: str) -> Any:
 
 
 def iob2_tags(gold: SpanTable, predicted: SpanTable) -> tuple[list[list[str]], list[list[str]]]:
-    """Both sides as IOB2 tags, a tag for each stretch between neighbouring bounds of either side's spans.
+    """Returns both sides as IOB2 tags, a tag for each stretch between neighbouring bounds of either side's spans.
 
     Labels become their numbers, since seqeval trims hyphens off names.
     """
@@ -46,7 +47,7 @@ def iob2_tags(gold: SpanTable, predicted: SpanTable) -> tuple[list[list[str]], l
 
 
 def seqeval_scores(gold: SpanTable, predicted: SpanTable) -> dict[str, float] | None:
-    """Micro figures of seqeval's strict mode; None where spans overlap or seqeval is not installed."""
+    """Returns micro figures of seqeval's strict mode; None where spans overlap or seqeval is not installed."""
     metrics, scheme = optional("seqeval.metrics"), optional("seqeval.scheme")
     if metrics is None or not gold.is_flat or not predicted.is_flat:
         return None
@@ -61,7 +62,7 @@ def seqeval_scores(gold: SpanTable, predicted: SpanTable) -> dict[str, float] | 
 def nervaluate_scores(
     gold: SpanTable, predicted: SpanTable, labels: Sequence[str]
 ) -> dict[str, dict[str, float]] | None:
-    """Figures and counts of nervaluate's four schemes; None where it is not installed."""
+    """Returns figures and counts of nervaluate's four schemes; None where it is not installed."""
     nervaluate = optional("nervaluate")
     if nervaluate is None:
         return None
