@@ -10,6 +10,7 @@ from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -45,6 +46,7 @@ def add_adapter(backbone: PreTrainedModel, adapter_config: Any, adapter_name: st
         raise ValueError(f"adapter_config must be a PeftConfig, not {type(adapter_config).__name__}.")
     if name in adapter_names(backbone):
         raise ValueError(f"there is an adapter {name!r} already; the adapters are {adapter_names(backbone)}.")
+    refuse_prompt_learning(SimpleNamespace(peft_config={name: adapter_config}))
     adapter_config.base_model_name_or_path = backbone.name_or_path
     _peft("peft.functional").inject_adapter_in_model(adapter_config, backbone, name)
     mark_adapted(backbone, True)
@@ -91,6 +93,17 @@ def _outer_state(path: str, keywords: Mapping[str, Any]) -> dict[str, torch.Tens
     if not state or not all(name.startswith(OUTER_PREFIX) for name in state):
         return None
     return {name.replace(OUTER_PREFIX, PEFT_PREFIX, 1): tensor for name, tensor in state.items()}
+
+
+def refuse_prompt_learning(model: object) -> None:
+    """Raises a ValueError for a model that PEFT puts learned vectors before: packed passes would run without them."""
+    configs = getattr(model, "peft_config", None)
+    for name, config in (configs or {}).items():
+        if getattr(config, "is_prompt_learning", False):
+            raise ValueError(
+                f"the adapter {name!r} ({config.peft_type.value}) learns a prompt of vectors, which spans cannot be "
+                "scored with: use LoRA or another method that changes weights."
+            )
 
 
 def adapter_names(backbone: PreTrainedModel) -> list[str]:

@@ -63,6 +63,20 @@ def normalize_labels(labels: Mapping[str, str | None] | Sequence[str]) -> dict[s
     return named
 
 
+class SpanLabels(dict[int, str]):
+    """`id2label` of a model that labels spans: what takes a token's logits for labels gets one sentence to help it.
+
+    `pipeline("ner", model=...)` does, which asks for the label of the most probable next token.
+    """
+
+    def __missing__(self, index: int) -> str:
+        """Raises a ValueError."""
+        raise ValueError(
+            f"there is no label {index}: this model scores spans and labels no tokens: use "
+            'pipeline("decodner-ner", model=...) in place of pipeline("ner") and pipeline("token-classification").'
+        )
+
+
 def _refuse_tags(labels: Collection[str]) -> None:
     """Raises a ValueError for tags of words in place of entity types: O beside B-PER, or B-PER beside I-PER."""
     tags = [TAG.fullmatch(label) for label in labels]
@@ -146,6 +160,7 @@ class DecodNERConfig(PreTrainedConfig):
             own = sorted(set(DecodNERConfig.__annotations__) - {"model_type", "sub_configs"})
             raise ValueError(f"DecodNERConfig does not know {unknown}; its own settings are {own}.")
         super().__post_init__(**kwargs)
+        self.id2label = SpanLabels(self.id2label or {})
 
     def _known_keys(self) -> set[str]:
         own = {name for cls in type(self).__mro__ for name in getattr(cls, "__annotations__", {})}

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from transformers import Pipeline, PreTrainedModel, PreTrainedTokenizerBase
 
+from .adapters import refuse_prompt_learning
 from .checkpoints import save_decoder
 from .configuration import DecodNERConfig, check_threshold, normalize_labels
 from .decoding import Entity, decode_entities
@@ -42,7 +43,7 @@ from .scoring import DocumentScorer, ScoredDocument
 from .spans import DocumentError
 from .streaming import EntityStream
 from .tokenization import check_tokenizer, private_tokenizer, token_numbers
-from .validation import check_count, check_device, did_you_mean
+from .validation import check_count, check_device, check_dtype, did_you_mean
 
 logger = logging.getLogger(__name__)
 
@@ -118,12 +119,17 @@ class DecodNERPipeline(Pipeline):
         token_budget: int | None = None,
         compile: bool = False,
         device: int | str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
         **kwargs: Any,
     ) -> None:
         """Wraps `model` where it is a plain decoder; the model object that was passed is left as it is."""
         check_tokenizer(tokenizer)
         assert tokenizer is not None
         check_device(device)
+        refuse_prompt_learning(model)
+        asked = check_dtype(dtype)
+        if asked is not None and asked != model.dtype:
+            logger.warning("dtype=%s has no effect on a model that is loaded; cast it: model.to(%s).", asked, asked)
         if token_budget is not None:
             check_count("token_budget", token_budget)
         if getattr(model.config, "model_type", None) != DecodNERConfig.model_type:

@@ -52,3 +52,15 @@ def check_device(device: object) -> None:
         raise ValueError(
             f'device="{device}": this machine has no GPU that torch can use; leave it out, or pass "cpu".'
         )
+
+
+def check_dtype(dtype: object) -> torch.dtype | None:
+    """Returns the dtype that is asked for, or None for that of the weights; raises a ValueError for another string."""
+    if not isinstance(dtype, str):
+        return dtype if isinstance(dtype, torch.dtype) else None
+    found = getattr(torch, dtype.removeprefix("torch."), None)
+    if dtype != "auto" and not isinstance(found, torch.dtype):
+        raise ValueError(
+            f'dtype must be "auto", a torch.dtype or its name ("float32", "float16", "bfloat16"), not {dtype!r}.'
+        )
+    return found if dtype != "auto" else None
