@@ -28,7 +28,7 @@ OUTER_PREFIX = f"{PEFT_PREFIX}backbone."  # the same where PEFT was applied to t
 DEFAULT_NAME = "default"
 
 
-def add_adapter(backbone: PreTrainedModel, adapter_config: Any, adapter_name: str | None = None) -> None:
+def add_adapter(backbone: PreTrainedModel, adapter_config: object, adapter_name: str | None = None) -> None:
     """Puts a new adapter, with fresh weights, into the decoder and activates it.
 
     Args:
@@ -83,9 +83,10 @@ def load_adapter(backbone: PreTrainedModel, path: str | None, adapter_name: str 
     return info
 
 
-def _outer_state(path: str, keywords: Mapping[str, Any]) -> dict[str, torch.Tensor] | None:
+def _outer_state(path: str, keywords: Mapping[str, object]) -> dict[str, torch.Tensor] | None:
     """Reads an adapter made on the model around the decoder, under the decoder's keys; None if it was not."""
-    hub = dict(keywords.get("adapter_kwargs") or {})
+    given = keywords.get("adapter_kwargs")
+    hub = dict(given) if isinstance(given, Mapping) else {}
     file = cached_path(path, ADAPTER_WEIGHTS, hub)
     if file is None:
         return None

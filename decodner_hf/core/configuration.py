@@ -160,7 +160,7 @@ class DecodNERConfig(PreTrainedConfig):
             own = sorted(set(DecodNERConfig.__annotations__) - {"model_type", "sub_configs"})
             raise ValueError(f"DecodNERConfig does not know {unknown}; its own settings are {own}.")
         super().__post_init__(**kwargs)
-        self.id2label = SpanLabels(self.id2label or {})
+        self.id2label = SpanLabels(vars(self).get("id2label") or {})
 
     def _known_keys(self) -> set[str]:
         own = {name for cls in type(self).__mro__ for name in getattr(cls, "__annotations__", {})}
@@ -224,7 +224,7 @@ class DecodNERConfig(PreTrainedConfig):
             if none_label in self.entity_labels:
                 raise ValueError(f"{none_label!r} is the none label: no entity type may have its name.")
             names = [none_label, *self.entity_labels]
-            self.id2label = dict(enumerate(names))
+            self.id2label = SpanLabels(enumerate(names))
             self.label2id = {name: index for index, name in enumerate(names)}
 
     @property

@@ -8,7 +8,6 @@ Knows nothing of models but their number of positions, nor of attention, scores 
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -308,7 +307,7 @@ class DocumentEncoder:
         encoded: dict[int, EncodedDocument] = {}
         for split in (False, True):
             chosen = [index for index, document in enumerate(documents) if document.is_split == split]
-            contents: list[Any] = [documents[index].content for index in chosen]
+            contents: list[str | Sequence[str]] = [documents[index].content for index in chosen]
             spans = [documents[index].spans for index in chosen]
             try:
                 batch = encode_documents(

@@ -146,12 +146,10 @@ class DecodNERPipeline(Pipeline):
         if compile:
             self.model.compile_forest(cuda_graph_nodes=self.scorer.token_budget)
         settings = self.settings_for({})
-        if self.model.config.labels or settings.candidate_labels is not None:
-            self.thresholds_for([name for name, _ in self.labels_for(settings.candidate_labels)], settings)
-        elif settings.threshold is not None and not isinstance(settings.threshold, Mapping):
-            self.thresholds_for([], settings)
-
-    # ------------------------------------------------------------------ the call
+        has_labels = self.model.config.labels or settings.candidate_labels is not None
+        labels = self.labels_for(settings.candidate_labels) if has_labels else ()
+        if labels or not isinstance(settings.threshold, Mapping):
+            self.thresholds_for([name for name, _ in labels], settings)
 
     def __call__(self, inputs: object, *args: object, **kwargs: Any) -> Any:
         """Annotates one document, a list, or an iterable; see the class docstring.
@@ -164,6 +162,8 @@ class DecodNERPipeline(Pipeline):
         if args:
             raise ValueError(f"the pipeline takes one positional argument, the input; {len(args)} more were given.")
         settings = self.settings_for(kwargs)
+        if settings.candidate_labels is not None:
+            self.labels_for(settings.candidate_labels)  # an error of the call, and not of its first document
         if is_document(inputs, settings.is_split_into_words):
             return self._annotate(inputs, settings)
         if settings.spans is not None:
@@ -174,8 +174,8 @@ class DecodNERPipeline(Pipeline):
         if isinstance(inputs, list | tuple):
             if not settings.is_split_into_words and looks_like_words(inputs):
                 self._say(
-                    f"each of these {len(inputs)} strings without a space is read as a document of its own; if they "
-                    "are the words of one, pass is_split_into_words=True."
+                    "each string of the list is read as a document of its own, and none holds a space: if they are "
+                    "the words of one, pass is_split_into_words=True."
                 )
             return list(self.stream(inputs, settings))
         if not is_stream(inputs):
@@ -226,8 +226,6 @@ class DecodNERPipeline(Pipeline):
         if message not in self._said:
             self._said.add(message)
             logger.warning("%s", message)
-
-    # ------------------------------------------------------------------ the stages
 
     def stream(self, inputs: Inputs, settings: Settings) -> EntityStream:
         """Returns the results of all stages over the inputs, lazily."""
@@ -317,8 +315,6 @@ class DecodNERPipeline(Pipeline):
     def _write(self, entities: Sequence[Entity], prepared: PreparedDocument, settings: Settings) -> Result:
         return document_result(entities, prepared, settings, partial(token_numbers, self.encoder.tokenizer))
 
-    # ------------------------------------------------------------------ labels and thresholds
-
     def labels_for(self, labels: LabelChoice | None) -> Labels:
         """Labels as a caller may give them, or the model's own for None, as (name, description) pairs in order.
 
@@ -360,8 +356,6 @@ class DecodNERPipeline(Pipeline):
         if given is not None:
             return [check_threshold(given, "threshold")] * len(labels)
         return [config.label_thresholds.get(label, config.threshold) for label in labels]
-
-    # ------------------------------------------------------------------ saving
 
     def save_pretrained(
         self,

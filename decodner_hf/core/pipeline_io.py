@@ -13,7 +13,7 @@ from .configuration import FLAT_SELECTIONS, OVERLAPS
 from .decoding import Entity
 from .prompting import EncodedPrompt, Labels
 from .spans import DocumentError, EncodedDocument, Spans
-from .validation import check_count, check_number, did_you_mean, near_miss
+from .validation import check_choice, check_count, check_number, near_miss
 
 AGGREGATIONS = ("simple", "none", "first", "average", "max")
 WHOLE_WORDS = ("first", "average", "max")  # ways to settle words whose tokens disagree; those of a span cannot
@@ -108,22 +108,13 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Checks every choice; a ValueError lists what is allowed."""
-        choices = {
-            "overlap": OVERLAPS,
-            "flat_selection": FLAT_SELECTIONS,
-            "aggregation_strategy": AGGREGATIONS,
-            "extra_keys": EXTRA_KEYS,
-            "on_error": ON_ERROR,
-            "long_documents": LONG_DOCUMENTS,
-        }
-        for name, allowed in choices.items():
-            given = getattr(self, name)
-            if given not in allowed:
-                raise ValueError(
-                    f"{name} must be one of {list(allowed)}, not {given!r}.{did_you_mean(given, allowed)}"
-                )
-        switches = ("multi_label", "return_all_scores", "is_split_into_words", "return_report", "growth")
-        for name in switches:
+        check_choice("overlap", self.overlap, OVERLAPS)
+        check_choice("flat_selection", self.flat_selection, FLAT_SELECTIONS)
+        check_choice("aggregation_strategy", self.aggregation_strategy, AGGREGATIONS)
+        check_choice("extra_keys", self.extra_keys, EXTRA_KEYS)
+        check_choice("on_error", self.on_error, ON_ERROR)
+        check_choice("long_documents", self.long_documents, LONG_DOCUMENTS)
+        for name in ("multi_label", "return_all_scores", "is_split_into_words", "return_report", "growth"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False, not {getattr(self, name)!r}.")
         if self.multi_label and self.overlap != "all":
@@ -132,15 +123,9 @@ class Settings:
             raise ValueError(f"delimiter must be a string, not {self.delimiter!r}.")
         check_count("max_span_words", self.max_span_words)
         check_number("growth_threshold", self.growth_threshold, 0.0, 1.0)
-        self._check_ignored()
-        if self.stride is not None:
-            check_count("stride", self.stride, least=0)
-            if self.long_documents != "window":
-                raise ValueError(
-                    f'stride is of windows: it needs long_documents="window", not {self.long_documents!r}.'
-                )
-
-    def _check_ignored(self) -> None:
+        check_count("stride", self.stride or 0, least=0)
+        if self.stride is not None and self.long_documents != "window":
+            raise ValueError(f'stride is of windows: it needs long_documents="window", not {self.long_documents!r}.')
         ignored = self.ignore_labels
         is_list = isinstance(ignored, Sequence | set | frozenset) and not isinstance(ignored, str | bytes)
         if not is_list or not all(isinstance(label, str) for label in ignored):
@@ -352,8 +337,7 @@ def document_result(
 def entity_row(entity: Entity, prepared: PreparedDocument) -> EntityRow:
     """Writes an entity as one dict."""
     word = prepared.document.text[entity.start : entity.end]
-    bounds = (entity.start, entity.end)
-    row = EntityRow(entity_group=entity.label, score=entity.score, word=word, start=bounds[0], end=bounds[1])
+    row = EntityRow(entity_group=entity.label, score=entity.score, word=word, start=entity.start, end=entity.end)
     _complete(row, entity, prepared, entity.start_word, entity.end_word)
     return row
 

@@ -114,7 +114,7 @@ class EncodedDocument:
 
 
 def encode_documents(
-    documents: Sequence[str] | Sequence[Sequence[str]],
+    documents: Sequence[str | Sequence[str]],
     tokenizer: PreTrainedTokenizerBase,
     template: PromptTemplate,
     *,
@@ -204,7 +204,7 @@ def _split(
 
 
 def _read_documents(
-    documents: Sequence[str] | Sequence[Sequence[str]], is_split_into_words: bool, delimiter: str
+    documents: Sequence[str | Sequence[str]], is_split_into_words: bool, delimiter: str
 ) -> tuple[list[str], tuple[IntArray, IntArray, IntArray]]:
     """The documents' texts, and their words as `split_texts` gives them."""
     if isinstance(documents, str | bytes) or not isinstance(documents, Sequence):

@@ -3,7 +3,7 @@
 Knows nothing of what the values mean.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from numbers import Real
 from typing import TypeGuard
@@ -27,6 +27,12 @@ def check_number(name: str, value: object, least: float, most: float = float("in
     if isinstance(value, bool) or not isinstance(value, Real) or not least <= float(value) <= most:
         allowed = f"from {least:g} to {most:g}" if most < float("inf") else f"of at least {least:g}"
         raise ValueError(f"{name} must be a number {allowed}, not {value!r}.")
+
+
+def check_choice(name: str, value: object, allowed: Sequence[str]) -> None:
+    """Raises a ValueError unless `value` is one of the `allowed` strings; names the one it is like."""
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {list(allowed)}, not {value!r}.{did_you_mean(value, allowed)}")
 
 
 def near_miss(name: object, allowed: Iterable[str], cutoff: float = 0.7) -> str | None:

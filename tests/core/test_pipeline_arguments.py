@@ -280,6 +280,13 @@ def test_only_documents_are_skipped_and_only_among_others(pipe):
         pipe({"text": 3}, on_error="skip")
 
 
+@pytest.mark.parametrize("arguments", [{"candidate_labels": ["None"]}, {"threshold": {"City": 0.5}}, {"overlap": "x"}])
+def test_what_is_wrong_with_a_call_is_no_error_of_a_document(pipe, arguments):
+    with pytest.raises(ValueError, match=r"^(?!document)") as refused:
+        list(pipe(["Tim", "Apple"], on_error="skip", **arguments))
+    assert not isinstance(refused.value, DocumentError)
+
+
 def test_a_long_run_of_refused_documents_is_given_out_as_it_is_read(pipe):
     read = []
 
