@@ -408,9 +408,9 @@ class DecodNERForSpanClassification(PreTrainedModel, GenerationMixin):
                 num_items_in_batch,
                 kwargs | {"input_ids": input_ids, "position_ids": position_ids, "attention_mask": attention_mask},
             )
+        as_dict = packed_options(kwargs, self.config)
         if input_ids is None or position_ids is None or span_nodes is None or symbol_token_ids is None:
             raise ValueError("a packed pass needs input_ids, position_ids, subtree_end, span_nodes, symbol_token_ids.")
-        as_dict = packed_options(kwargs, self.config)
         metadata = pass_metadata(self, position_ids.reshape(-1), subtree_end.reshape(-1), prefix_cache)
         symbols = symbol_token_ids.reshape(-1, symbol_token_ids.shape[-1])
         if symbols.shape[0] > 1 and span_prompts is None:
