@@ -68,26 +68,22 @@ class DecodNERPipeline(Pipeline):
         multi_label: report every label that a span reaches; with overlap "all" only.
         aggregation_strategy: "simple" gives one dict per entity: `entity_group, score, word, start, end`; "none" one
             dict per word of an entity: `entity` (B- or I- and the label), `score, index, word, start, end`, `index`
-            being the number of the word's first token in `tokenizer(text)`, special tokens counted, as in
-            transformers. "first", "average" and "max" settle words whose tokens disagree; here whole spans are
-            scored, so they mean "simple".
-        ignore_labels: labels that are not reported ("PER", or with "none" also "B-PER"); they still compete with the
-            others. Words outside of entities ("O") never are.
+            being the number of the word's first token in `tokenizer(text)`, special tokens counted. "first",
+            "average" and "max" mean "simple": whole spans are scored, so that no tokens of a word disagree.
+        ignore_labels: labels that compete with the others but are not reported ("PER", or with "none" also "B-PER").
         return_all_scores: add `scores`, a dict with the score of every label.
         max_span_words: longest candidate span; the model's by default.
         spans: own candidates, half-open (start, end) pairs of characters (of words with `is_split_into_words`).
         is_split_into_words: inputs are lists of words; entities have `start_word` and `end_word` (half-open) too. A
             list is one document unless all of its items are lists (or dicts).
         delimiter: what words are joined by to a text, to which offsets refer; a space by default.
-        extra_keys: "return" (default) gives, for a dict with further keys, a dict of these and `entities`; "ignore"
-            leaves them out.
+        extra_keys: "return" (default) gives a dict with further keys back, with `entities`; "ignore" leaves them out.
         on_error: "raise" (default), or "skip": in a list or stream the `DocumentError` of a document that is refused
             stands in place of its result.
         long_documents: what happens beyond the model's positions: "window" (overlapping windows), "error", or
             "truncate" (with a warning, and `truncated_at` in every entity). Words that no window can hold, such as
             encoded files, are not read, with a warning; all else is, in windows.
-        stride: tokens that a window repeats of the one before it; a quarter of the window by default, and never less
-            than the longest span.
+        stride: tokens that a window repeats of the one before it, at least the longest span; by default a quarter of it.
         return_report: give a dict per document, of `entities` and `report`: `windows` (number), `truncated_at`
             (character or None), `words_left_out` (overlong words that are not read, as pairs of characters),
             `candidates` (scored), and `candidates_left_out`, by reason: `too_many_words` (above max_span_words),
@@ -179,10 +175,10 @@ class DecodNERPipeline(Pipeline):
                 )
             return list(self.stream(inputs, settings))
         if not is_stream(inputs):
-            raise ValueError(
-                f"the input must be a string, a list of words with is_split_into_words=True, a dict with 'text', "
-                f"or a list or iterable of these, not {type(inputs).__name__}."
+            allowed = (
+                "a string, a list of words with is_split_into_words=True, a dict with 'text', or several of these"
             )
+            raise ValueError(f"the input must be {allowed}, not {type(inputs).__name__}.")
         return self.stream(inputs, settings)
 
     def _sanitize_parameters(self, **kwargs: object) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
@@ -265,7 +261,11 @@ class DecodNERPipeline(Pipeline):
             return own() if labels is settings.candidate_labels else self.labels_for(labels)
 
         def thresholds_for(labels: Labels, threshold: ThresholdChoice) -> list[float]:
-            return self.thresholds_for([name for name, _ in labels], replace(settings, threshold=threshold))
+            names = [name for name, _ in labels]
+            of_call = self.thresholds_for(names, settings)
+            own = self.thresholds_for(names, replace(settings, threshold=threshold))
+            given = threshold if isinstance(threshold, Mapping) else names
+            return [one if name in given else other for name, one, other in zip(names, own, of_call, strict=True)]
 
         return lambda given, number: read_document(given, settings, labels_for, thresholds_for, number)
 

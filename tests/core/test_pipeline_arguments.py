@@ -220,6 +220,8 @@ def test_documents_bring_their_own_thresholds(pipe):
     expected = [pipe(TEXT, threshold=threshold, overlap="all") for threshold in thresholds]
     assert alike(pipe(documents, overlap="all"), expected)
     assert len({len(rows) for rows in expected}) > 2
+    own = pipe({"text": TEXT, "threshold": {"Person": 0.0}}, threshold=1.0, overlap="all")
+    assert alike(own, pipe(TEXT, threshold={"Person": 0.0, "Company": 1.0}, overlap="all"))
     with pytest.raises(DocumentError, match=r"^document 1: threshold must be a number from 0 to 1, not 2"):
         pipe([TEXT, {"text": TEXT, "threshold": 2}])
     with pytest.raises(DocumentError, match=r"^document 0: threshold names \['Persons'\]"):
