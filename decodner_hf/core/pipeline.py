@@ -83,7 +83,7 @@ class DecodNERPipeline(Pipeline):
         long_documents: what happens beyond the model's positions: "window" (overlapping windows), "error", or
             "truncate" (with a warning, and `truncated_at` in every entity). Words that no window can hold, such as
             encoded files, are not read, with a warning; all else is, in windows.
-        stride: tokens that a window repeats of the one before it, at least the longest span; by default a quarter of it.
+        stride: tokens that a window repeats of the one before, at least the longest span; a quarter by default.
         return_report: give a dict per document, of `entities` and `report`: `windows` (number), `truncated_at`
             (character or None), `words_left_out` (overlong words that are not read, as pairs of characters),
             `candidates` (scored), and `candidates_left_out`, by reason: `too_many_words` (above max_span_words),
