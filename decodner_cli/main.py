@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import metadata
 
-from . import annotate, evaluate, tag, train
+from . import annotate, doctor, evaluate, tag, train
 from .messages import say
 
 EXPECTED = (ValueError, OSError, RuntimeError, ImportError)  # errors whose message says enough
 USAGE, FAILED, INTERRUPTED = 2, 1, 130
-COMMANDS = {"tag": tag, "annotate": annotate, "evaluate": evaluate, "train": train}
+COMMANDS = {"tag": tag, "annotate": annotate, "evaluate": evaluate, "train": train, "doctor": doctor}
 
 EXAMPLES = """\
 Finds named entities with a causal language model.

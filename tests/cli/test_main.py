@@ -16,6 +16,7 @@ HEAVY = {"torch", "transformers", "numpy", "pyarrow", "decodner_hf"}
         ["annotate", "--help"],
         ["evaluate", "--help"],
         ["train", "--help"],
+        ["doctor", "--help"],
         ["text", "--threshold", "7"],
         ["annotate", "in.txt"],
         ["annotate", "in.txt", "--out", "out.conll", "--overlap", "nested"],
