@@ -23,7 +23,7 @@ HEAVY = {"torch", "transformers", "numpy", "pyarrow", "decodner_hf"}
         ["text", "--threshold", "7"],
         ["annotate", "in.txt"],
         ["annotate", "in.txt", "--out", "out.conll", "--overlap", "nested"],
-        ["train", "--output", "out"],
+        ["train"],
         ["evaluate", "data", "--save"],
     ],
     ids=" ".join,
