@@ -6,9 +6,9 @@
 GLiNER runs with its own fastest settings: bfloat16 on a GPU, the best of several batch sizes, packed and padded
 (tried on some of the texts), also with batches collated in a thread beside the model. Documents beyond its 384 words
 are cut into windows of 384, so that neither side drops words. Both read the same texts with one tokenizer trained
-here (about 1.4 tokens a word); nothing is downloaded. GLiNER (`pip install gliner`) is imported only when its side runs; where one
-environment cannot hold both (GLiNER 0.2.29 asks for transformers < 5.17), run the sides apart: --only gliner, --only
-ours.
+here (about 1.4 tokens a word); nothing is downloaded. GLiNER (`pip install gliner`) is imported only when its side
+runs; where one environment cannot hold both (GLiNER 0.2.29 asks for transformers < 5.17), run the sides apart:
+--only gliner, --only ours.
 Random weights find nothing sensible: this compares speed, not quality.
 """
 
