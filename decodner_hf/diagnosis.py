@@ -236,17 +236,19 @@ def attention_error(
     def normal(rows: int, of: int) -> "torch.Tensor":
         return torch.randn(1, of, rows, size, generator=draw).to(device, dtype)
 
-    nodes = forest.num_nodes
-    layer = [normal(nodes, heads), normal(nodes, kv_heads), normal(nodes, kv_heads)]
-    cached = (normal(prefix, kv_heads), normal(prefix, kv_heads))
-    rest = (structure, LayerWindow(), size**-0.5)
+    query, key, value = (normal(forest.num_nodes, of) for of in (heads, kv_heads, kv_heads))
+    cached = normal(prefix, kv_heads), normal(prefix, kv_heads)
+    window, scaling = LayerWindow(), size**-0.5
+    exactly = [part.cpu().double() for part in (query, key, value, *cached)]
     exact = forest_attention_reference(
-        *(part.cpu().double() for part in layer), (cached[0].cpu().double(), cached[1].cpu().double()), *rest
+        exactly[0], exactly[1], exactly[2], (exactly[3], exactly[4]), structure, window, scaling
     )
-    plain = float((forest_attention(*layer, cached, *rest).cpu().double() - exact).abs().max())
+    own = forest_attention(query, key, value, cached, structure, window, scaling)
+    plain = float((own.cpu().double() - exact).abs().max())
     if kernel is None:
         return plain, 8 * torch.finfo(dtype).eps * float(exact.abs().max())
-    error = float((kernel(*layer, cached, *rest).cpu().double() - exact).abs().max())
+    fused = kernel(query, key, value, cached, structure, window, scaling)
+    error = float((fused.cpu().double() - exact).abs().max())
     return error, 2 * plain + 1e-6
 
 
