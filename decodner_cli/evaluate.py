@@ -161,6 +161,9 @@ def _ready_pipeline(
     calibration.apply(pipe.model.config)
     change = f"F1 there {100 * calibration.f1_before:.2f} -> {100 * calibration.f1:.2f}"
     say(f"calibrated on {options.calibrate_on}, {calibration.num_examples} examples: {change}.")
+    if calibration.grown_share is not None:
+        part = f"{100 * calibration.grown_share:.1f}% of the candidates"
+        say(f"growth threshold {calibration.growth_threshold:g}: it scores {part}.")
     if saved is not None:
         save_calibration(pipe.model.config, saved, Path(options.model))
         say(f"the calibration is in {Path(options.model) / 'config.json'}.")

@@ -12,10 +12,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .arrays import BoolArray, Int32Array, IntArray, bounds_of, packed_runs, ramp_of
+from .arrays import BoolArray, FloatArray, Int32Array, IntArray, bounds_of, packed_runs, ramp_of
 from .forest import PathTable, SpanPaths
 
 ROUND_WIDTHS = (1, 2, 4, 8)  # words that the spans of each round have at most; a last round takes all wider ones
+
+
+def goes_on_probability(odds: FloatArray) -> FloatArray:
+    """Returns the probability that spans go on, from the log-odds of the answers "goes on" and "ends"."""
+    probability: FloatArray = 1.0 / (1.0 + np.exp(-odds))
+    return probability
 
 
 def existing_spans(place: IntArray, width: IntArray, goes_on: BoolArray) -> BoolArray:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from .arrays import BoolArray, IntArray
 from .cache import DualBufferCache
-from .growth import GrowingForest, GrownRows, existing_spans
+from .growth import GrowingForest, GrownRows, existing_spans, goes_on_probability
 from .kept_rows import KeptRows
 from .modeling import DecodNERForSpanClassification
 from .prompting import EncodedPrompt
@@ -121,7 +121,7 @@ def _run(shards: Sequence[_Shard], parts: Iterable[Iterable[GrownRows]], goes_on
         any_rows = True
         odds = np.max([shard.run(rows) for shard, rows in zip(shards, together, strict=True)], axis=0)
         rows = together[0]
-        goes_on[rows.spans] = 1.0 / (1.0 + np.exp(-odds)) >= threshold
+        goes_on[rows.spans] = goes_on_probability(odds) >= threshold
         again, source = rows.repeats
         goes_on[again] = goes_on[source]
     return any_rows
