@@ -69,7 +69,8 @@ def _answered(record: "Record", outcome: "Entities | ValueError") -> "tuple[Reco
 
 
 def _print(results: "Iterator[tuple[Record, Entities]]", form: str, numbered: bool) -> None:
-    from decodner_hf.corpus.rendering import html_page, printable, table
+    from decodner_hf.corpus.html_view import ShownDocument, html_page
+    from decodner_hf.corpus.rendering import printable, table
 
     if form == "table":
         for number, (record, entities) in enumerate(results):
@@ -83,7 +84,8 @@ def _print(results: "Iterator[tuple[Record, Entities]]", form: str, numbered: bo
         documents = [{"text": record.text, "entities": entities} for record, entities in results]
         print(json.dumps(documents, ensure_ascii=False, indent=2), flush=True)
     else:
-        print("".join(html_page((record.text, entities, {}) for record, entities in results)), end="", flush=True)
+        shown = (ShownDocument(record.place, record.text, entities) for record, entities in results)
+        print("".join(html_page(shown)), end="", flush=True)
 
 
 def _given(texts: Sequence[str]) -> "Iterator[Record]":

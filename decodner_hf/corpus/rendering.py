@@ -1,39 +1,18 @@
-"""Shows a text with its entities: as a table for the terminal, as HTML, as CoNLL or JSON lines.
+"""Shows a text with its entities: as a table for the terminal, as CoNLL or JSON lines.
 
 In: a text and its entities as the pipeline returns them (`entity_group, score, word, start, end`). Out: strings.
 Knows nothing of files or models.
 """
 
-import html
 import json
 import math
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import pairwise
-from typing import Any
 
 from ..core.words import split_words
-
-Entities = Sequence[Mapping[str, Any]]
+from .records import Entities
 
 COLUMNS = ("entity", "score", "start", "end", "text")
-
-HTML_HEAD = """<!DOCTYPE html>
-<html>
-<head>
-<meta charset="utf-8">
-<title>Entities</title>
-<style>
-body { font: 16px/2.2 system-ui, sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em; }
-.fields { color: #555; font-size: 0.8em; line-height: 1.4; margin-top: 1em; overflow-wrap: anywhere; }
-.document { white-space: pre-wrap; overflow-wrap: anywhere; border-bottom: 1px solid #ddd; padding: 0.6em 0; }
-mark { color: #000; padding: 0.2em 0.3em; border-radius: 0.3em; }
-mark b { font-size: 0.65em; margin-left: 0.4em; vertical-align: middle; }
-</style>
-</head>
-<body>
-"""
-HTML_TAIL = "</body>\n</html>\n"
 
 
 def printable(text: str) -> str:
@@ -59,7 +38,7 @@ def table(entities: Entities) -> str:
     return "".join(f"{a:<{label}}  {b:>{score}}  {c:>{start}}  {d:>{end}}  {e}\n" for a, b, c, d, e in rows)
 
 
-def json_lines(documents: Iterable[tuple[str, Mapping[str, Any]]], warn: Callable[[str], None]) -> Iterator[str]:
+def json_lines(documents: Iterable[tuple[str, Mapping[str, object]]], warn: Callable[[str], None]) -> Iterator[str]:
     """Yields a line of JSON for each (place, document); NaN and infinity become null; warns once.
 
     Raises:
@@ -79,7 +58,7 @@ def json_lines(documents: Iterable[tuple[str, Mapping[str, Any]]], warn: Callabl
             raise ValueError(f"{place} is nested too deeply to be written.") from error
 
 
-def _finite(value: Any) -> Any:
+def _finite(value: object) -> object:
     if isinstance(value, Mapping):
         return {name: _finite(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
@@ -87,59 +66,7 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def html_block(text: str, entities: Entities, fields: Mapping[str, Any] | None = None) -> str:
-    """Returns one document's HTML: entities as coloured marks, inside one another where they nest.
-
-    Of two that cross, the later one is interrupted where the earlier one ends. A mark's label stands at its end.
-
-    Args:
-        text: the document.
-        entities: what was found in it.
-        fields: what else is known of it, shown above.
-    """
-    opening = sorted(entities, key=lambda entity: (-entity["start"], entity["end"]))  # the next to open is the last
-    bounds = sorted({0, len(text), *(entity[side] for entity in entities for side in ("start", "end"))})
-    parts: list[str] = []
-    stack: list[Mapping[str, Any]] = []
-    for here, following in zip(bounds, [*bounds[1:], len(text)], strict=True):
-        interrupted = []
-        while any(entity["end"] == here for entity in stack):
-            entity = stack.pop()
-            if entity["end"] == here:
-                parts.append(f"<b>{html.escape(str(entity['entity_group']))}</b>")
-            else:
-                interrupted.append(entity)
-            parts.append("</mark>")
-        while opening and opening[-1]["start"] == here:
-            interrupted.insert(0, opening.pop())
-        for entity in reversed(interrupted):
-            parts.append(_mark(entity))
-            stack.append(entity)
-        parts.append(html.escape(text[here:following]))
-    shown = ", ".join(f"{html.escape(name)}: {html.escape(_shown(value))}" for name, value in (fields or {}).items())
-    above = f'<div class="fields">{shown}</div>\n' if shown else ""
-    return f'{above}<div class="document" dir="auto">{"".join(parts)}</div>\n'
-
-
-def _mark(entity: Mapping[str, Any]) -> str:
-    hue = zlib.crc32(str(entity["entity_group"]).encode("utf-8", "replace")) % 360  # one colour a label, everywhere
-    title = html.escape(f"{entity['entity_group']} {entity['score']:.4f}")
-    return f'<mark style="background: hsl({hue} 70% 82%)" title="{title}">'
-
-
-def _shown(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-
-
-def html_page(documents: Iterable[tuple[str, Entities, Mapping[str, Any]]]) -> Iterator[str]:
-    """Yields a page that needs no other file, piece by piece, for (text, entities, other fields) of each document."""
-    yield HTML_HEAD
-    for text, entities, fields in documents:
-        yield html_block(text, entities, fields)
-    yield HTML_TAIL
-
-
-def conll_block(text: str, entities: Entities, fields: Mapping[str, Any] | None = None) -> str:
+def conll_block(text: str, entities: Entities, fields: Mapping[str, object] | None = None) -> str:
     """Returns one document as CoNLL: a -DOCSTART- line, then `word TAB tag` lines, an empty line after each part.
 
     Words are those that candidate spans are made of; white space inside a word is left out. What else is known of the

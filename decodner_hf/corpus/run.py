@@ -156,7 +156,7 @@ def stream_job(
             shown.advance()
 
     with shown.over(None, 0, meter, job.bytes()):
-        for part in text_parts(annotated(), job.parts[0].form, warn):
+        for part in text_parts(annotated(), job.parts[0].form, job.place, warn):
             file.write(encoded(part))
             file.flush()
     tally.finish()
@@ -296,7 +296,7 @@ class _Run:
         with unfinished(part.target) as file:
             sources = list(enumerate(part.sources, part.first))
             form = replace(part.form, entity_fields=tuple(sorted(self.tally.entity_fields - ENTITY_FIELDS)))
-            write_annotated(file, lambda: self._annotated(part, offset), form, sources, self.warn)
+            write_annotated(file, lambda: self._annotated(part, offset), form, sources, self.job.place, self.warn)
             sync(file)
             status = os.fstat(file.fileno())
             journal.add_written(Written(index, status.st_size, status.st_mtime_ns))

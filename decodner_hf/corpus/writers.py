@@ -8,15 +8,16 @@ import csv
 import gzip
 import io
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from . import parquet
+from .html_view import ShownDocument, html_page
 from .inputs import Source, zstandard
-from .records import Annotated, Annotations, Warn
-from .rendering import conll_block, html_page, json_lines
+from .records import Annotated, Annotations, Record, Warn
+from .rendering import conll_block, json_lines
 
 WRITTEN = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".conll", ".html")
 STREAMED = (".jsonl", ".ndjson", ".conll", ".html")  # written in one pass
@@ -49,6 +50,7 @@ def write_annotated(
     annotations: Annotations,
     form: OutputFormat,
     sources: Sequence[tuple[int, Source]],
+    place: Callable[[Record], str],
     warn: Warn,
 ) -> None:
     """Writes the documents in one format.
@@ -58,6 +60,7 @@ def write_annotated(
         annotations: what to write.
         form: how.
         sources: the files that they come from; from parquet to parquet their columns are copied as they are.
+        place: says where a document stands.
         warn: is told once of numbers that JSON has no word for.
 
     Raises:
@@ -76,22 +79,26 @@ def write_annotated(
         elif form.suffix in (".csv", ".tsv"):
             _write_table(file, annotations, form)
         else:
-            for part in text_parts(annotations(), form, warn):
+            for part in text_parts(annotations(), form, place, warn):
                 file.write(encoded(part))
 
 
-def text_parts(annotations: Iterator[Annotated], form: OutputFormat, warn: Warn) -> Iterable[str]:
-    """Yields what a file of one of the `STREAMED` formats holds, piece by piece; raises as `write_annotated`."""
+def text_parts(
+    annotations: Iterator[Annotated], form: OutputFormat, place: Callable[[Record], str], warn: Warn
+) -> Iterable[str]:
+    """Yields what a file of one of the `STREAMED` formats holds, piece by piece; see `write_annotated`."""
     if form.suffix == ".conll":
         return (conll_block(i.record.text, i.entities, _other_fields(i, form)) for i in annotations)
     if form.suffix == ".html":
-        return html_page((i.record.text, i.entities, _other_fields(i, form)) for i in annotations)
+        return html_page(
+            ShownDocument(place(i.record), i.record.text, i.entities, _other_fields(i, form)) for i in annotations
+        )
     return json_lines(
-        ((i.record.place, {**i.record.fields, form.entities_column: i.entities}) for i in annotations), warn
+        ((place(i.record), {**i.record.fields, form.entities_column: i.entities}) for i in annotations), warn
     )
 
 
-def _other_fields(item: Annotated, form: OutputFormat) -> dict[str, Any]:
+def _other_fields(item: Annotated, form: OutputFormat) -> dict[str, object]:
     return {name: value for name, value in item.record.fields.items() if name != form.text_column}
 
 
@@ -123,7 +130,7 @@ def _write_table(file: BinaryIO, annotations: Annotations, form: OutputFormat) -
     text.detach()
 
 
-def _cell(value: Any) -> str:
+def _cell(value: object) -> str:
     """Returns a value as a cell's text; one that a spreadsheet would run as a formula begins with an apostrophe."""
     if value is None:
         return ""

@@ -10,7 +10,8 @@ import pytest
 from fake_pipes import MODEL, TEXTS, FakePipe, entities_of
 
 from decodner_cli import main as cli
-from decodner_hf.corpus.rendering import conll_block, html_block
+from decodner_hf.corpus.html_view import html_block
+from decodner_hf.corpus.rendering import conll_block
 
 
 def write_corpus(folder, suffix, texts):
@@ -49,10 +50,10 @@ def test_every_input_becomes_every_output(tmp_path, suffix, out):
         assert rows == expected
     else:
         written = target.read_text(encoding="utf-8")
-        part = conll_block if out == "conll" else html_block
         position = 0
         for index, text in enumerate(TEXTS):
-            document = part(text, entities_of(text), number(index))
+            blocks = {"conll": conll_block(text, entities_of(text), number(index))}
+            document = blocks.get(out) or html_block(text, entities_of(text))
             position = written.index(document, position) + len(document)
     assert names_in(tmp_path) == sorted([source.name, target.name, f"{target.name}.report.json"])
 
