@@ -87,7 +87,7 @@ def check(options: argparse.Namespace, fail: Callable[[str], NoReturn]) -> None:
     if options.save and (options.model is None or not Path(options.model).is_dir()):
         fail("argument --save: it needs --model to name a folder")
     if options.calibrate_on is not None:
-        fitted = (options.threshold, options.selection, options.label_threshold or None)
+        fitted = (options.threshold, options.selection, options.label_threshold or None, options.growth_threshold)
         if any(value is not None for value in fitted):
             fail("argument --calibrate-on: it fits thresholds and selection: leave out options that set them")
         if options.multi_label:

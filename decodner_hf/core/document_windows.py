@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 
 SHORTEST_OVERLONG = 16  # tokens: a shorter word is never left out
+ROOMY_WORDS = 8  # a window has room for every candidate of up to so many words
+WIDE_SHARE = 4  # a wider candidate takes such a part of a window's tokens at most
 
 
 class NoWindowError(ValueError):
@@ -36,11 +38,12 @@ def split_into_windows(
     template: PromptTemplate,
     *,
     overlap: float = 0.25,
+    keep_all: bool = False,
 ) -> list[EncodedDocument]:
     """Cuts a document that is too long for the model into overlapping windows, which share out its candidates.
 
     Windows begin and end at words and are tokenized like documents of their own. They overlap by a part `overlap` of
-    a window, and by no fewer words than the longest candidate has. A candidate belongs to the window of its first
+    a window, and by as many words as candidates need. A candidate belongs to the window of its first
     word: the one that shows, of the longest candidate that starts there, the most words on its poorer side. So a span
     and its shorter prefixes are always in one window. Windows without candidates are left out.
 
@@ -50,6 +53,7 @@ def split_into_windows(
         tokenizer: the tokenizer that `document` was encoded with.
         template: likewise.
         overlap: part of a window that the next one repeats, 0 <= overlap < 1.
+        keep_all: make room for every candidate, whatever it takes; else as `without_widest`.
 
     Returns:
         At least one window; `[document]` where it fits.
@@ -60,6 +64,8 @@ def split_into_windows(
     """
     if not 0 <= overlap < 1:
         raise ValueError(f"overlap must be a number from 0 to below 1, not {overlap!r}.")
+    if not keep_all:
+        document = without_widest(document, max_tokens)
     candidates = document.candidates
     room = max_tokens - candidates.longest
     if len(document.chain_token_ids) <= room:
@@ -73,6 +79,62 @@ def split_into_windows(
     ]
 
 
+def check_widths(own: CandidateSpans, max_span_words: int, in_words: bool) -> None:
+    """Refuses a caller's own spans that are wider than any that grow: training showed the model none like them.
+
+    Args:
+        own: the spans.
+        max_span_words: the widest that grow.
+        in_words: whether the caller counts in words, for the message.
+
+    Raises:
+        ValueError: there are such spans.
+    """
+    width = own.end_word - own.start_word
+    wide = np.flatnonzero(width > max_span_words)
+    if len(wide):
+        first = wide[0]
+        bounds = (own.start_word, own.end_word) if in_words else (own.start, own.end)
+        raise ValueError(
+            f"span {tuple(int(side[first]) for side in bounds)} has {width[first]} words, but spans are grown up to "
+            f"max_span_words={max_span_words}: give a larger max_span_words, or growth=False."
+        )
+
+
+def without_widest(document: EncodedDocument, max_tokens: int) -> EncodedDocument:
+    """Leaves out candidates that would take too much of every window: wide ones of many tokens.
+
+    Each window keeps room for the longest candidate. A few of 32 words that spell out names or numbers in hundreds of
+    tokens would leave none for the document.
+
+    Args:
+        document: what `encode_documents` made, with all runs of words as candidates.
+        max_tokens: room for the chain and the longest candidate after it.
+
+    Returns:
+        The document with its candidates of up to `ROOMY_WORDS` words, and the wider ones that take no more tokens
+        than these do, or a quarter of the room.
+    """
+    candidates = document.candidates
+    is_wide = candidates.end_word - candidates.start_word > ROOMY_WORDS
+    if not is_wide.any():
+        return document
+    length = candidates.paths.span_length
+    most = max(int(length[~is_wide].max(initial=0)), max_tokens // WIDE_SHARE)
+    fits = ~is_wide | (length <= most)
+    return document if fits.all() else replace(document, candidates=candidates.select(fits))
+
+
+def _reach(candidates: CandidateSpans, num_words: int) -> IntArray:
+    """Returns int64 [W + 1]: one past the last word that each word needs, that of the longest candidate it starts.
+
+    Candidates after the last word begin at word W.
+    """
+    reach = np.minimum(np.arange(1, num_words + 2), num_words)
+    np.maximum.at(reach, candidates.start_word, candidates.end_word)
+    return reach
+
+
 def _owners(candidates: CandidateSpans, first: IntArray, last: IntArray, num_words: int) -> IntArray:
     """Returns the window [S] of each candidate's first word.
 
@@ -81,9 +143,7 @@ def _owners(candidates: CandidateSpans, first: IntArray, last: IntArray, num_wor
     nothing is missing.
     """
     start = candidates.start_word
-    reach = np.zeros(num_words + 1, np.int64)  # one past the last word of the longest candidate from each word
-    np.maximum.at(reach, start, candidates.end_word)
-    end = reach[start]
+    end = _reach(candidates, num_words)[start]
     lowest = np.searchsorted(last, end, side="left")  # the windows that hold it: from, to
     highest = np.searchsorted(first, start, side="right") - 1
     owner, most = lowest, np.full(candidates.num_spans, -1)
@@ -97,7 +157,12 @@ def _owners(candidates: CandidateSpans, first: IntArray, last: IntArray, num_wor
 
 
 def truncate_document(
-    document: EncodedDocument, max_tokens: int, tokenizer: PreTrainedTokenizerBase, template: PromptTemplate
+    document: EncodedDocument,
+    max_tokens: int,
+    tokenizer: PreTrainedTokenizerBase,
+    template: PromptTemplate,
+    *,
+    keep_all: bool = False,
 ) -> tuple[EncodedDocument, int]:
     """Keeps the beginning of a document that is too long for the model; for the arguments see `split_into_windows`.
 
@@ -107,6 +172,8 @@ def truncate_document(
     Raises:
         NoWindowError: as `split_into_windows`.
     """
+    if not keep_all:
+        document = without_widest(document, max_tokens)
     room = max_tokens - document.candidates.longest
     if len(document.chain_token_ids) <= room:
         return document, len(document.text)
@@ -153,7 +220,8 @@ def split_around_overlong_words(
         NoWindowError: words of `SHORTEST_OVERLONG` tokens or fewer do not fit, or there are no others.
     """
     span_words = (document.candidates.end_word - document.candidates.start_word).max(initial=1)
-    lowest = max(SHORTEST_OVERLONG, max_tokens // (3 * int(span_words)))  # so many of such words fit beside each other
+    span_words = min(int(span_words), ROOMY_WORDS)
+    lowest = max(SHORTEST_OVERLONG, max_tokens // (3 * span_words))  # so many of such words fit beside each other
     token_starts, token_ends = _token_bounds(document, tokenizer, template)
     lengths = token_ends - token_starts
     limit = max(int(lengths.max(initial=0)) // 2, lowest)
@@ -227,10 +295,10 @@ def _fit_windows(
             f"the prompt and the longest span ({document.candidates.longest} tokens): use a model with more "
             "positions, a shorter prompt or a smaller max_span_words, or break up overlong words."
         )
-    longest = int((document.candidates.end_word - document.candidates.start_word).max(initial=1))
+    reach = _reach(document.candidates, len(document.word_starts))
     slack = 1  # a window's own tokens may be a few more than its share of the document's
     while True:
-        first, last = _place_windows(token_starts, token_ends, room - frame - slack, longest, overlap)
+        first, last = _place_windows(token_starts, token_ends, room - frame - slack, reach, overlap)
         texts = [
             text[document.word_starts[start] : document.word_ends[end - 1]] if end else ""
             for start, end in zip(first.tolist(), last.tolist(), strict=True)
@@ -243,9 +311,12 @@ def _fit_windows(
 
 
 def _place_windows(
-    token_starts: IntArray, token_ends: IntArray, room: int, longest: int, overlap: float
+    token_starts: IntArray, token_ends: IntArray, room: int, reach: IntArray, overlap: float
 ) -> tuple[IntArray, IntArray]:
-    """Places windows of at most `room` text tokens, as words [first, last); each overlaps the one before it."""
+    """Places windows of at most `room` text tokens, as words [first, last); each overlaps the one before it.
+
+    Every word is in a window with all words up to `reach`, one past the last that it needs.
+    """
     num_words, ends = len(token_starts), np.append(0, token_ends)  # ends[v]: tokens up to the end of word v - 1
     if not num_words:
         return np.zeros(1, np.int64), np.zeros(1, np.int64)
@@ -253,7 +324,7 @@ def _place_windows(
     start = 0
     while not windows or windows[-1][1] < num_words:
         end = int(np.searchsorted(ends, token_starts[start] + room, side="right")) - 1
-        needed = min(start + longest, num_words)
+        needed = int(reach[start])
         if end < needed:
             raise NoWindowError(
                 f"words {start} to {needed - 1} take {ends[needed] - token_starts[start]} tokens, but a window has "
@@ -264,7 +335,9 @@ def _place_windows(
             start = int(np.searchsorted(token_starts, ends[end] - room, side="left"))
         windows.append((start, end))
         repeated = int(np.searchsorted(token_starts, ends[end] - overlap * room, side="left"))
-        start = max(start + 1, min(end - longest, repeated))
+        short = np.flatnonzero(reach[start:end] > end)  # words that need more than this window has
+        unserved = start + int(short[0]) if len(short) else end
+        start = max(start + 1, min(unserved - 1, repeated))
     first, last = np.array(windows, np.int64).T
     return first, last
 
@@ -326,6 +399,8 @@ class DocumentEncoder:
     def _prepare(self, source: Document, encoded: EncodedDocument, settings: Settings) -> PreparedDocument:
         try:
             threshold = settings.growth_threshold if settings.growth else None
+            if settings.growth and source.spans is not None:
+                check_widths(encoded.candidates, settings.max_span_words, source.is_split)
             prompts = self.prompts(source.labels)
             whole = PreparedDocument(source, encoded, (encoded,), prompts, growth_threshold=threshold)
             return (
@@ -356,10 +431,11 @@ class DocumentEncoder:
 
     def _cut(self, whole: PreparedDocument, room: int, long_documents: str) -> PreparedDocument:
         """Cuts a document into windows, or keeps its beginning."""
-        document = whole.document
+        document, asked_for = whole.document, whole.source.spans is not None
         if long_documents == "window":
-            return replace(whole, windows=tuple(split_into_windows(document, room, self.tokenizer, self.template)))
-        beginning, kept = truncate_document(document, room, self.tokenizer, self.template)
+            windows = split_into_windows(document, room, self.tokenizer, self.template, keep_all=asked_for)
+            return replace(whole, windows=tuple(windows))
+        beginning, kept = truncate_document(document, room, self.tokenizer, self.template, keep_all=asked_for)
         logger.warning("A document of %d characters is truncated after character %d.", len(document.text), kept)
         return replace(whole, windows=(beginning,), truncated_at=kept)
 

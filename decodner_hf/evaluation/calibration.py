@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..core.arrays import BoolArray, FloatingArray, IntArray
-from ..core.configuration import FLAT_SELECTIONS, DecodNERConfig
+from ..core.configuration import EXHAUSTIVE_SPAN_WORDS, FLAT_SELECTIONS, DecodNERConfig
 from ..core.pipeline import DecodNERPipeline
 from ..data.document_context import Context
 from ..data.examples import Example
@@ -26,7 +26,6 @@ FITTED = (  # as the model's configuration has them
     *("temperature", "threshold", "label_thresholds", "flat_selection", "growth_threshold"),
 )
 GRID = (0.01, 0.02, *(np.arange(1, 20) / 20).tolist(), 0.98, 0.99)  # thresholds tried
-EXHAUSTIVE_WORDS = 8  # of models that grow spans: all wider ones would take several times as long
 MIN_SUPPORT = 20  # gold spans that a label needs for a threshold of its own
 LARGEST_TEMPERATURE = 20.0  # and its inverse the smallest
 BINS = 10
@@ -115,7 +114,7 @@ def calibrate(
     settings = pipe.settings_for(choices)
     grows = settings.growth
     if grows:
-        choices = {"max_span_words": min(EXHAUSTIVE_WORDS, settings.max_span_words)} | choices
+        choices = {"max_span_words": min(EXHAUSTIVE_SPAN_WORDS, settings.max_span_words)} | choices
     scored = score_examples(pipe, examples, context=context, ask_growth=grows, **choices)
     return fit(scored, Decoder.of(pipe, scored.labels, **choices), min_support)
 

@@ -16,9 +16,10 @@ from pathlib import Path
 from transformers import pipeline
 
 import decodner_hf  # noqa: F401  registers the task
+from decodner_hf.core.configuration import EXHAUSTIVE_SPAN_WORDS
 from decodner_hf.data.examples import load_examples
 from decodner_hf.data.label_maps import LabelMap
-from decodner_hf.evaluation.calibration import EXHAUSTIVE_WORDS, fit_jointly
+from decodner_hf.evaluation.calibration import fit_jointly
 from decodner_hf.evaluation.labelled_scoring import Decoder, score_examples
 
 
@@ -33,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(argv)
     pipe = pipeline("decodner-ner", model=options.model, dtype="float32")
-    words = min(EXHAUSTIVE_WORDS, pipe.model.config.max_span_words)
+    words = min(EXHAUSTIVE_SPAN_WORDS, pipe.model.config.max_span_words)
     scored = []
     for entry in json.loads(options.sets.read_text(encoding="utf-8")):
         names = LabelMap.read(entry["label_map"])

@@ -177,6 +177,19 @@ def test_growth_of_a_model_without_the_question_is_refused(exact):
         plain("Apple", candidate_labels=["a"], growth=True)
 
 
+def test_wide_spans_of_the_caller_are_refused_where_spans_grow(exact):
+    text = "a b c d e f"
+    wide = {"candidate_labels": ["a"], "threshold": 0.0, "overlap": "all", "max_span_words": 4}
+    with pytest.raises(
+        ValueError, match=r"span \(2, 11\) has 5 words.* max_span_words=4: give a larger .*growth=False"
+    ):
+        exact({"text": text, "spans": [(0, 1), (2, 11)]}, **wide)
+    with pytest.raises(ValueError, match=r"document 1: span \(1, 6\) has 5 words"):
+        exact([{"text": text}, {"words": text.split(), "spans": [(1, 6)]}], **wide)
+    for allowed in ({"growth": False}, {"max_span_words": 5}):
+        assert len(exact({"text": text, "spans": [(2, 11)]}, **(wide | allowed))) == 1
+
+
 @pytest.mark.parametrize("threshold", [-0.1, 1.1, "0.5", True])
 def test_a_threshold_that_is_no_probability_is_refused(exact, threshold):
     with pytest.raises(ValueError, match="growth_threshold must be a number from 0 to 1"):
