@@ -14,12 +14,19 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import metadata
 
-from . import annotate, evaluate, tag, train
+from . import annotate, demo, evaluate, serve, tag, train
 from .messages import say
 
 EXPECTED = (ValueError, OSError, RuntimeError, ImportError)  # errors whose message says enough
 USAGE, FAILED, INTERRUPTED = 2, 1, 130
-COMMANDS = {"tag": tag, "annotate": annotate, "evaluate": evaluate, "train": train}
+COMMANDS = {
+    "tag": tag,
+    "annotate": annotate,
+    "serve": serve,
+    "demo": demo,
+    "evaluate": evaluate,
+    "train": train,
+}
 
 EXAMPLES = """\
 Finds named entities with a causal language model.
@@ -29,6 +36,8 @@ examples:
   decodner "Steve Jobs founded Apple." --labels person "company=a business"
   cat news.txt | decodner --format jsonl
   decodner annotate news.jsonl --out entities.jsonl --model DIR_OR_ID --labels person company
+  decodner serve --model DIR_OR_ID
+  decodner demo
   decodner evaluate labelled.jsonl --model DIR_OR_ID
   decodner train --model DIR_OR_ID --train data/ --dev data/ --output trained
 

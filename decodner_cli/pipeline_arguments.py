@@ -58,7 +58,7 @@ def add_pipeline_arguments(command: argparse.ArgumentParser) -> None:
     )
     options.add_argument("--all-scores", action="store_true", help="add each entity's score for every label")
     options.add_argument(
-        "--max-span-words", type=_count, metavar="N", help="longest entity in words (default: the model's)"
+        "--max-span-words", type=count, metavar="N", help="longest entity in words (default: the model's)"
     )
     options.add_argument(
         "--growth", action=argparse.BooleanOptionalAction, default=None,
@@ -73,7 +73,7 @@ def add_pipeline_arguments(command: argparse.ArgumentParser) -> None:
         help="beyond the model's positions: overlapping windows (default), an error, or truncation",
     )  # fmt: skip
     options.add_argument(
-        "--token-budget", type=_count, metavar="N",
+        "--token-budget", type=count, metavar="N",
         help="tokens scored in one pass: less needs less memory (default: by device)",
     )  # fmt: skip
     options.add_argument("--compile", action="store_true", help="compile the model first (a GPU with Triton)")
@@ -154,7 +154,8 @@ def _labels_in(path: Path, fail: Callable[[str], NoReturn]) -> dict[str, str | N
     return labels
 
 
-def _count(text: str) -> int:
+def count(text: str) -> int:
+    """Parses a whole number of at least 1."""
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)

@@ -41,7 +41,17 @@ def test_refreshing_replaces_outputs_and_nothing_else():
     assert refreshed(readme) == readme.replace("2\n3\n", "1\n")
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/evaluation.md", "docs/performance.md", "docs/training.md"])
+@pytest.mark.parametrize(
+    "page",
+    [
+        "README.md",
+        "docs/demo.md",
+        "docs/evaluation.md",
+        "docs/performance.md",
+        "docs/serving.md",
+        "docs/training.md",
+    ],
+)
 def test_links_lead_somewhere(page):
     links = re.findall(r"\]\(([^)#]+)[^)]*\)", (ROOT / page).read_text(encoding="utf-8"))
     assert links

@@ -18,6 +18,7 @@ from .configuration import DecodNERConfig
 
 CODE_FOLDER = "decodner"  # one sub-folder, flat inside, is what transformers' loader can follow
 ENTRY_MODULE = f"{CODE_FOLDER}/remote"  # one entry file: two would load every module twice
+HANDLER = "handler.py"  # where Inference Endpoints look for it
 TASK = "decodner-ner"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")  # what a model card may call a base model; never a local path
 PACKAGE_MODULE = "decodner_package"
@@ -68,12 +69,13 @@ def name_pipeline(config: DecodNERConfig) -> None:
 
 
 def copy_code(directory: str) -> None:
-    """Copies `core`, which imports nothing outside itself, into the checkpoint's code folder."""
+    """Copies `core`, which imports nothing outside itself, into the code folder, and the handler to the root."""
     target = Path(directory) / CODE_FOLDER
     target.mkdir(parents=True, exist_ok=True)
     for source in sorted(Path(__file__).parent.glob("*.py")):
         if source.name != "__init__.py":
             shutil.copyfile(source, target / source.name)
+    shutil.copyfile(Path(__file__).with_name(HANDLER), Path(directory) / HANDLER)
 
 
 def write_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: str) -> None:

@@ -32,6 +32,26 @@ assert not [name for name in sys.modules if name.split(".")[0] == "decodner_hf"]
 assert "transformers_modules" in type(named).__module__
 print(json.dumps([pipe(text, **asked) for pipe in (named, found, twice)]))
 """
+ENDPOINT = """
+import importlib.util, json, sys
+
+folder, labels, text = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3]
+spec = importlib.util.spec_from_file_location("handler", folder + "/handler.py")
+handler = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(handler)
+endpoint = handler.EndpointHandler(folder)
+asked = {"candidate_labels": labels, "threshold": 0.0, "overlap": "all", "return_all_scores": True}
+one = endpoint({"inputs": text, "parameters": asked})
+several = endpoint({"inputs": [text, {"text": text}], "parameters": asked})
+refused = []
+for data in ({}, {"inputs": text, "options": {}}, {"inputs": 5}, {"inputs": text, "parameters": {"treshold": 0.1}}):
+    try:
+        endpoint(data)
+    except ValueError as error:
+        refused.append(str(error))
+assert not [name for name in sys.modules if name.split(".")[0] == "decodner_hf"]
+print(json.dumps([[one, *several], refused]))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +61,8 @@ def folder(tmp_path_factory):
     return directory
 
 
-def run_clean(name, tmp_path):
-    """Runs `SCRIPT` on a folder, or on a Hub id that the cache below `tmp_path` holds."""
+def run_clean(name, tmp_path, script=SCRIPT):
+    """Runs a script on a folder, or on a Hub id that the cache below `tmp_path` holds."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment |= {
         "HF_HUB_OFFLINE": "1",
@@ -53,7 +73,7 @@ def run_clean(name, tmp_path):
         environment.pop(variable, None)
     arguments = [str(name), json.dumps(LABELS), TEXT, str(tmp_path / "again")]
     return subprocess.run(
-        [sys.executable, "-c", hide_packages("decodner_hf", "triton") + SCRIPT, *arguments],
+        [sys.executable, "-c", hide_packages("decodner_hf", "triton") + script, *arguments],
         capture_output=True,
         text=True,
         env=environment,
@@ -94,6 +114,25 @@ def test_a_model_with_code_gives_the_same_entities_without_the_package(folder, t
             assert (remote["start"], remote["end"]) == (local["start"], local["end"])
             assert remote["scores"] == pytest.approx(local["scores"], abs=1e-5)
     assert (tmp_path / "again" / "decodner" / "remote.py").is_file()
+    assert (tmp_path / "again" / "handler.py").read_text() == (folder / "handler.py").read_text()
+
+
+def test_an_endpoint_answers_with_the_handler_of_the_folder_alone(folder, tmp_path):
+    expected = tiny_pipeline()(TEXT, candidate_labels=LABELS, threshold=0.0, overlap="all", return_all_scores=True)
+    finished = run_clean(folder, tmp_path, ENDPOINT)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    answered, refused = json.loads(finished.stdout.splitlines()[-1])
+    assert len(answered) == 3
+    for entities in answered:
+        assert [(found["start"], found["end"]) for found in entities] == [(e["start"], e["end"]) for e in expected]
+        assert entities[0]["scores"] == pytest.approx(expected[0]["scores"], abs=1e-5)
+    for message, part in zip(refused, ["not []", "'options'", "given: int", "treshold"], strict=True):
+        assert part in message
+
+
+def test_a_folder_without_code_has_no_handler(tmp_path):
+    tiny_pipeline().save_pretrained(tmp_path)
+    assert not (tmp_path / "handler.py").exists()
 
 
 @pytest.mark.parametrize("flat", [False, True], ids=["own folder", "flat"])
