@@ -55,12 +55,12 @@ def fit_growth(sets: Sequence[Scored]) -> FittedGrowth | None:
         UntrainedQuestionError: the answers are no better than a guess, or no threshold keeps the F1.
     """
     answers = [scored.growth for scored, _ in sets]
-    gold = [scored.is_gold().any(axis=1) for scored, _ in sets]
+    gold = [scored.gold_label() > 0 for scored, _ in sets]
     known = [found for found in answers if found is not None]
     if len(known) < len(sets) or not any((g & (a.width > 1)).any() for g, a in zip(gold, known, strict=True)):
         return None
     _check_question(known, gold)
-    reported = [(decoder.scores(scored)[:, 1:] >= decoder.thresholds).any(axis=1) for scored, decoder in sets]
+    reported = [_reported(scored, decoder) for scored, decoder in sets]
     parts = [scored.select(chosen) for (scored, _), chosen in zip(sets, reported, strict=True)]
     least = _mean_f1(sets, parts) - F1_LOST
     best = None
@@ -77,6 +77,12 @@ def fit_growth(sets: Sequence[Scored]) -> FittedGrowth | None:
             "question longer, or calibrate with growth=False and use the model so."
         )
     return best
+
+
+def _reported(scored: ScoredExamples, decoder: Decoder) -> BoolArray:
+    """Returns bool [S]: which candidates reach a threshold; the others never matter."""
+    reaches: BoolArray = (decoder.scores(scored)[:, 1:] >= decoder.thresholds).max(axis=1, initial=False)
+    return reaches
 
 
 def _mean_f1(sets: Sequence[Scored], parts: Sequence[ScoredExamples]) -> float:

@@ -32,7 +32,7 @@ def bounds(documents):
 
 
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
-@pytest.mark.parametrize("limit", [150, 300, 700])
+@pytest.mark.parametrize("limit", [200, 300, 700])
 def test_windows_serve_at_width_32_what_they_serve_at_width_8(text, limit):
     tokenizer = toys.byte_level_single_digits()
     narrow, wide = encoded(text, 8), encoded(text, 32)
