@@ -12,11 +12,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, NoReturn
 
-from .loading import load_pipeline, quick_imports
+from .loading import load_pipeline, loader_by_device, quick_imports
 from .messages import say, warn
-from .pipeline_arguments import add_pipeline_arguments, check_pipeline_arguments
+from .pipeline_arguments import add_pipeline_arguments, check_pipeline_arguments, count
 
 if TYPE_CHECKING:
+    from decodner_hf.corpus.engine import Engine
     from decodner_hf.corpus.inputs import Source
     from decodner_hf.corpus.job import Job
     from decodner_hf.corpus.report import Report
@@ -75,11 +76,29 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     start.add_argument("--resume", action="store_true", help="go on with an interrupted run, if there is one")
     start.add_argument("--overwrite", action="store_true", help="replace outputs that exist, start from nothing")
     add_pipeline_arguments(command)
+    machines = command.add_argument_group("several GPUs")
+    machines.add_argument(
+        "--devices", metavar="DEVICE,DEVICE", help="one process per device, instead of --device: cuda:0,cuda:1"
+    )
+    machines.add_argument(
+        "--engine", choices=("local", "ray"), default="local",
+        help="local: this machine (default); ray: a Ray cluster, which writes a folder of parquet files",
+    )  # fmt: skip
+    machines.add_argument(
+        "--ray-address", metavar="HOST:PORT",
+        help="the cluster; auto: the one on this machine; local: start one (default: $RAY_ADDRESS, or local)",
+    )  # fmt: skip
+    machines.add_argument(
+        "--ray-workers", type=count, metavar="N", help="model actors (default: one per GPU, or per CPU but one)"
+    )
 
 
 def check(options: argparse.Namespace, fail: Callable[[str], NoReturn]) -> None:
     """Checks the arguments together."""
     check_pipeline_arguments(options, fail)
+    if options.devices is not None:
+        options.devices = _devices(options, fail)
+    _check_engine(options, fail)
     if options.inputs.count(STANDARD) > 1:
         fail("argument INPUT: standard input (-) can be read once")
     if options.resume and options.out == STANDARD:
@@ -93,6 +112,32 @@ def check(options: argparse.Namespace, fail: Callable[[str], NoReturn]) -> None:
         if broken:
             fail(f"argument --labels: {broken[0]!r} holds a tab, a line end or the like, which a conll file cannot")
         options.overlap = "flat"
+
+
+def _devices(options: argparse.Namespace, fail: Callable[[str], NoReturn]) -> list[str]:
+    """Returns the devices that `--devices` names, one per process."""
+    devices = [device.strip() for device in options.devices.split(",")]
+    if not all(devices):
+        fail(f"argument --devices: {options.devices!r} is not a list such as cuda:0,cuda:1")
+    if options.device is not None:
+        fail("argument --devices: not allowed with argument --device")
+    return devices
+
+
+def _check_engine(options: argparse.Namespace, fail: Callable[[str], NoReturn]) -> None:
+    if options.engine == "local":
+        for name in ("ray_address", "ray_workers"):
+            if getattr(options, name) is not None:
+                fail(f"argument --{name.replace('_', '-')}: it needs --engine ray")
+        return
+    if options.devices is not None:
+        fail("argument --devices: with --engine ray, Ray chooses the GPUs; --ray-workers says how many")
+    if options.format not in (None, "parquet"):
+        fail(f"argument --format: --engine ray writes parquet, not {options.format}")
+    if options.out == STANDARD:
+        fail("argument --out: --engine ray writes a folder, not standard output")
+    options.format = "parquet"
+    options.out = options.out if options.out.endswith("/") else f"{options.out}/"
 
 
 def run(options: argparse.Namespace) -> int:
@@ -131,9 +176,11 @@ def _to_files(options: argparse.Namespace, output: str | Path, source: "Source")
     job = _plan(options, output, source)
     journal = job.side_file("journal")
     try:
+        if options.engine == "ray":
+            return _on_ray(options, job)
         return run_job(
             job,
-            lambda: load_pipeline(options),
+            lambda: _engine(options),
             resume=options.resume,
             overwrite=options.overwrite,
             progress=ShownProgress(say),
@@ -148,13 +195,39 @@ def _to_files(options: argparse.Namespace, output: str | Path, source: "Source")
             spool.unlink(missing_ok=True)
 
 
+def _on_ray(options: argparse.Namespace, job: "Job") -> "Report":
+    from decodner_hf.corpus import ShownProgress
+    from decodner_hf.corpus.ray_run import run_on_ray
+
+    return run_on_ray(
+        job,
+        loader_by_device(options),
+        address=options.ray_address,
+        device=options.device,
+        workers=options.ray_workers,
+        resume=options.resume,
+        overwrite=options.overwrite,
+        progress=ShownProgress(say),
+        warn=warn,
+    )
+
+
 def _to_standard_output(options: argparse.Namespace, source: "Source") -> None:
     from decodner_hf.corpus import ShownProgress
     from decodner_hf.corpus.run import stream_job
 
     job = _plan(options, STANDARD, source)
     progress = None if sys.stdout.isatty() else ShownProgress(say)
-    stream_job(job, lambda: load_pipeline(options), sys.stdout.buffer, progress=progress, warn=warn)
+    stream_job(job, lambda: _engine(options), sys.stdout.buffer, progress=progress, warn=warn)
+
+
+def _engine(options: argparse.Namespace) -> "Engine":
+    from decodner_hf.corpus.engine import PipelineEngine
+    from decodner_hf.corpus.processes import ProcessEngine
+
+    if options.devices is None:
+        return PipelineEngine(load_pipeline(options))
+    return ProcessEngine(loader_by_device(options), options.devices)
 
 
 def _plan(options: argparse.Namespace, output: str | Path, source: "Source") -> "Job":

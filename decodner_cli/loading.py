@@ -9,12 +9,14 @@ import gc
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from .pipeline_arguments import check_model_folder
 
 if TYPE_CHECKING:
     from decodner_hf.core.pipeline import DecodNERPipeline
+    from decodner_hf.corpus.engine import LoadPipeline
 
 
 @contextmanager
@@ -44,6 +46,16 @@ def load_pipeline(options: argparse.Namespace) -> "DecodNERPipeline":
         check_model_folder(options.model)
     with quick_imports():
         return _load(options)
+
+
+def loader_by_device(options: argparse.Namespace) -> "LoadPipeline":
+    """Returns a function from a device to the pipeline on it, which worker processes can import and call."""
+    chosen = {name: value for name, value in vars(options).items() if name not in ("run", "check", "parser")}
+    return partial(_load_on, chosen)
+
+
+def _load_on(chosen: dict[str, Any], device: str) -> "DecodNERPipeline":
+    return load_pipeline(argparse.Namespace(**chosen | {"device": device}))
 
 
 def _load(options: argparse.Namespace) -> "DecodNERPipeline":

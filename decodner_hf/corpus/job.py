@@ -5,9 +5,10 @@ Knows nothing of models.
 """
 
 import hashlib
+import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,18 +79,22 @@ class Job:
             "output format": sorted({part.form.suffix + part.form.compression for part in self.parts}),
         }
 
-    def documents(self, leave_out: Callable[[Record], None], meter: Meter | None = None) -> Iterator[Record]:
+    def documents(
+        self, leave_out: Callable[[Record], None], meter: Meter | None = None, part: Part | None = None
+    ) -> Iterator[Record]:
         """Yields the documents that can be annotated, in order.
 
         Args:
             leave_out: gets each broken one, if errors are skipped.
             meter: follows how much is read.
+            part: the files to read; by default all.
 
         Raises:
             ValueError: a broken one, unless errors are skipped; a field that has the name of one to be added.
         """
         added = {self.entities_column: "--entities-column", self.layout.report_column: "--report-column"}
-        for record in read_records(self.sources, self.layout, meter):
+        sources, first = (self.sources, 0) if part is None else (part.sources, part.first)
+        for record in read_records(sources, self.layout, meter, first):
             for column, option in added.items():
                 if column in record.fields:
                     raise ValueError(
@@ -108,6 +113,14 @@ class Job:
         """Yields the documents of one output that can be annotated."""
         records = read_records(part.sources, self.layout, first=part.first)
         return (record for record in records if record.problem is None)
+
+    def with_reading(self, record: Record, reading: dict[str, Any] | None) -> Record:
+        """Returns a document with how it was read as one of its fields, where the job asks for that."""
+        column = self.layout.report_column
+        if column is None:
+            return record
+        in_parquet = self.parts[0].form.suffix == ".parquet"  # whose columns have one type: text
+        return replace(record, fields=record.fields | {column: json.dumps(reading) if in_parquet else reading})
 
     def place(self, record: Record) -> str:
         """Returns where a document stands, for messages."""

@@ -5,6 +5,7 @@ input's columns are copied with their types; from other files each field gets th
 Knows nothing of models; needs pyarrow.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, BinaryIO
 
@@ -78,16 +79,7 @@ def write_parquet(
     arrow, parquet = pyarrow()
     added = _entities_field(arrow, entities_column, entity_fields)
     tables = (_table(arrow, batch, added) for batch in _batches(annotations()))
-    try:
-        schema = arrow.unify_schemas(
-            [arrow.schema([added]), *(table.schema for table in tables)],
-            promote_options="permissive",
-        )
-    except (arrow.ArrowInvalid, arrow.ArrowTypeError) as error:
-        raise ValueError(f"parquet needs one type a field: {error}; write .jsonl instead.") from error
-    schema = arrow.schema(
-        [*(column for column in schema if column.name != entities_column), schema.field(entities_column)]
-    )
+    schema = merged_schema([arrow.schema([added]), *(table.schema for table in tables)], entities_column)
     with parquet.ParquetWriter(file, schema) as writer:
         for batch in _batches(annotations()):
             writer.write_table(_table(arrow, batch, added, schema))
@@ -142,6 +134,75 @@ def copy_parquet(
                     columns = _columns(arrow, rows, schema)
                     columns += [arrow.array(values, field.type) for values, field in zip(new, added, strict=True)]
                     writer.write_batch(arrow.RecordBatch.from_arrays(columns, schema=whole))
+
+
+class Rows:
+    """The columns of a parquet file with their types, read from the first row to the last."""
+
+    def __init__(self, file: BinaryIO, source: Source) -> None:
+        """Opens it; `take` raises a ValueError where it is damaged."""
+        self.arrow, _ = pyarrow()
+        self.batches = _read_batches(self.arrow, _open(file, source), source)
+        self.batch: Any = None
+        self.first = self.beyond = 0  # rows of the batch
+
+    def take(self, rows: Sequence[int]) -> Any:
+        """Returns a table of these rows, which are at least one, ascending, and after those taken before."""
+        taken = []
+        position = 0
+        while position < len(rows):
+            while rows[position] >= self.beyond:
+                self.batch = next(self.batches)
+                self.first, self.beyond = self.beyond, self.beyond + self.batch.num_rows
+            end = bisect_left(rows, self.beyond, position)
+            taken.append(self.batch.take(self.arrow.array([row - self.first for row in rows[position:end]])))
+            position = end
+        return self.arrow.Table.from_batches(taken)
+
+
+def documents_table(
+    documents: Sequence[Annotated],
+    entities_column: str,
+    entity_fields: Sequence[str],
+    columns: Sequence[Any] = (),
+    added_columns: Sequence[str] = (),
+) -> Any:
+    """Returns documents as a table, each field with the one type that holds all its values.
+
+    Args:
+        documents: what to write.
+        entities_column: the field for the entities.
+        entity_fields: see `OutputFormat`.
+        columns: tables that together hold the documents' columns, if these come from parquet files.
+        added_columns: fields that documents have besides those: texts.
+
+    Raises:
+        ValueError: a field whose values parquet cannot hold under one type; the first such document is named.
+    """
+    arrow, _ = pyarrow()
+    entities = _entities_field(arrow, entities_column, entity_fields)
+    if not columns:
+        return _table(arrow, documents, entities)
+    table = arrow.concat_tables(columns, promote_options="default")
+    for name in added_columns:
+        values = [document.record.fields[name] for document in documents]
+        table = table.append_column(arrow.field(name, arrow.string()), arrow.array(values, arrow.string()))
+    return table.append_column(entities, arrow.array([document.entities for document in documents], entities.type))
+
+
+def merged_schema(schemas: Sequence[Any], entities_column: str) -> Any:
+    """Returns the schema that holds the rows of all tables with these schemas, the entities last.
+
+    Raises:
+        ValueError: types of one field that do not go together.
+    """
+    arrow, _ = pyarrow()
+    try:
+        schema = arrow.unify_schemas(list(schemas), promote_options="permissive")
+    except (arrow.ArrowInvalid, arrow.ArrowTypeError) as error:
+        raise ValueError(f"parquet needs one type a field: {error}; write .jsonl instead.") from error
+    others = [column for column in schema if column.name != entities_column]
+    return arrow.schema([*others, schema.field(entities_column)])
 
 
 def _common_schema(arrow: Any, sources: Sequence[tuple[int, Source]]) -> Any:

@@ -24,6 +24,7 @@ class EntityRow(TypedDict):
 
 Entities = Sequence[EntityRow]
 Pipe = Callable[..., Any]  # a text -> its result; an iterator of texts -> an iterator of results, in order
+Outcome = dict[str, Any] | ValueError  # what the pipeline returns with its report, or why it refuses the document
 Warn = Callable[[str], None]
 
 

@@ -58,12 +58,24 @@ class Report:
         """Counts a document that was left out."""
         self.skipped.append({"document": place, "reason": reason})
 
+    def merge(self, other: "Report") -> None:
+        """Adds the counts of another part of the run."""
+        for name, value in vars(other).items():
+            if isinstance(value, Counter):
+                getattr(self, name).update(value)
+            elif name != "was_complete":
+                setattr(self, name, getattr(self, name) + value)
+
+    def values(self) -> dict[str, Any]:
+        """Returns the counts as values of JSON, labels by frequency."""
+        counts = {name: value for name, value in vars(self).items() if name != "was_complete"}
+        return counts | {"entities": dict(self.entities.most_common())}
+
     def write(self, path: Path, run: dict[str, Any], outputs: list[Path]) -> None:
         """Writes the report, with what identifies the run and its outputs."""
         values = {
             "kind": KIND,
-            **{name: value for name, value in vars(self).items() if name != "was_complete"},
-            "entities": dict(self.entities.most_common()),
+            **self.values(),
             "outputs": [[str(output), output.stat().st_size] for output in outputs],
             "run": run,
         }
@@ -88,7 +100,11 @@ def finished_run(path: Path, outputs: list[Path]) -> dict[str, Any] | None:
 
 def read_report(path: Path) -> Report:
     """Returns the report that a complete run wrote."""
-    values = json.loads(path.read_bytes())
+    return report_of(json.loads(path.read_bytes()), was_complete=True)
+
+
+def report_of(values: dict[str, Any], *, was_complete: bool = False) -> Report:
+    """Returns the report whose `values` these are; others are ignored."""
     counters = {name: Counter(values[name]) for name in ("entities", "candidates_left_out")}
     names = (name for name in Report.__dataclass_fields__ if name in values)
-    return Report(**{name: values[name] for name in names} | counters, was_complete=True)
+    return Report(**{name: values[name] for name in names} | counters, was_complete=was_complete)

@@ -6,33 +6,32 @@ journal is removed. Nothing is lost and nothing is doubled, wherever the run sto
 Knows nothing of the command line, nor of how the pipeline works.
 """
 
-import json
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
-from .fingerprint import fingerprint, settings_of
+from .engine import Engine, PipelineEngine
 from .inputs import Meter
 from .job import Job, Part, plan_job
-from .journal import Journal, JournalWriter, Result, Written
+from .journal import Journal, JournalWriter, Written
+from .processes import copies_on
 from .progress import Progress
 from .readers import Layout
-from .records import Annotated, Pipe, Record, Warn
+from .records import Annotated, Record, Warn
 from .report import Report, finished_run, read_report
 from .side_files import finish, locked, sync, unfinished
-from .streaming import annotate_records
+from .tally import Tally
 from .writers import encoded, text_parts, write_annotated
 
 if TYPE_CHECKING:
     from ..core.pipeline import DecodNERPipeline
 
 SECONDS_BETWEEN_FLUSHES = 1.0
-WARNINGS_SHOWN = 10
 ENTITY_FIELDS = frozenset({"entity_group", "score", "word", "start", "end"})
 REPLACES = "replaces"  # in the journal: outputs that were there when the run began may be replaced
 
@@ -42,6 +41,7 @@ def annotate(
     output: str | Path,
     pipe: "DecodNERPipeline",
     *,
+    devices: Sequence[str] | None = None,
     text_column: str = "text",
     entities_column: str = "entities",
     whole_file: bool = False,
@@ -60,6 +60,8 @@ def annotate(
         inputs: files (.jsonl, .json, .csv, .tsv, .txt, .md, .parquet, each also .gz or .zst), folders and patterns.
         output: a file (.jsonl, .csv, .tsv, .parquet, .conll or .html), or a folder for one output an input.
         pipe: the pipeline; its labels, thresholds and other settings are used.
+        devices: annotate in one process per device of this list ("cuda:0", "cuda:1", "cpu"), each with a copy of the
+            pipeline; by default in this process.
         text_column: the field that holds a document's text.
         entities_column: the outputs' field for the entities.
         whole_file: a text file is one document instead of one a line.
@@ -78,6 +80,7 @@ def annotate(
     Raises:
         ValueError: files or documents that cannot be served, a journal of another run; results so far are kept.
         OSError: files that are missing, cannot be read, or would be replaced.
+        RuntimeError: a process that ended; results so far are kept.
     """
     if resume and overwrite:
         raise ValueError("resume and overwrite exclude each other.")
@@ -90,19 +93,23 @@ def annotate(
         skip_errors=on_error == "skip",
         warn=warn,
     )
-    return run_job(job, lambda: pipe, resume=resume, overwrite=overwrite, progress=progress, warn=warn)
+
+    def start() -> Engine:
+        return PipelineEngine(pipe) if devices is None else copies_on(pipe, devices)
+
+    return run_job(job, start, resume=resume, overwrite=overwrite, progress=progress, warn=warn)
 
 
 def run_job(
     job: Job,
-    load: Callable[[], "DecodNERPipeline"],
+    start: Callable[[], Engine],
     *,
     resume: bool,
     overwrite: bool,
     progress: Progress | None = None,
     warn: Warn,
 ) -> Report:
-    """Runs a job; `load` is called once the files are known to be right. Otherwise as `annotate`."""
+    """Runs a job; `start` is called once the files are known to be right. Otherwise as `annotate`."""
     for part in job.parts:
         part.target.parent.mkdir(parents=True, exist_ok=True)
     with locked(job.side_file("lock"), job.base if job.base == job.parts[0].target else job.base.parent):
@@ -110,30 +117,30 @@ def run_job(
         journal = Journal(job.side_file("journal"))
         begun = None if overwrite else _earlier_run(job, journal, resume)
         if begun is not None:
-            _check_same(job, begun, job.identity())
-        pipe = load()
-        run = job.identity() | _named(settings_of(pipe)) | {"model": fingerprint(pipe)}
-        if begun is not None:
-            _check_same(job, begun, run)
-            if journal.header() is None:
-                return read_report(job.side_file("report.json"))
-        else:
-            journal.remove()
-            journal.create(run | {REPLACES: overwrite})
-        report = _Run(job, journal, progress or Progress(), warn).complete(pipe, total)
+            check_same(job, begun, job.identity())
+        with closing(start()) as engine:
+            run = job.identity() | engine.identity | {"engine": "local"}
+            if begun is not None:
+                check_same(job, begun, run)
+                if journal.header() is None:
+                    return read_report(job.side_file("report.json"))
+            else:
+                journal.remove()
+                journal.create(run | {REPLACES: overwrite})
+            report = _Run(job, journal, progress or Progress(), warn).complete(engine, total)
         report.write(job.side_file("report.json"), run, [part.target for part in job.parts])
         journal.remove()
     return report
 
 
 def stream_job(
-    job: Job, load: Callable[[], "DecodNERPipeline"], file: BinaryIO, *, progress: Progress | None = None, warn: Warn
+    job: Job, start: Callable[[], Engine], file: BinaryIO, *, progress: Progress | None = None, warn: Warn
 ) -> Report:
     """Writes each document as soon as it is annotated, without a journal: for standard output.
 
     Args:
         job: one output, of one of the `STREAMED` formats.
-        load: loads the pipeline.
+        start: starts the engine.
         file: where to.
         progress: shows how far the run is.
         warn: gets warnings.
@@ -144,19 +151,18 @@ def stream_job(
     Raises:
         ValueError: a document that cannot be read or annotated, unless errors are skipped; those before are written.
     """
-    pipe = load()
-    tally, meter, shown = _Tally(job, warn), Meter(), progress or Progress()
+    tally, meter, shown = Tally(job, warn), Meter(), progress or Progress()
     documents = job.documents(tally.leave_out, meter)
 
-    def annotated() -> Iterator[Annotated]:
-        for record, outcome in annotate_records(partial(pipe, return_report=True), documents):
+    def annotated(engine: Engine) -> Iterator[Annotated]:
+        for record, outcome in engine.annotate(documents):
             result = tally.result_of(record, outcome)
             if result.entities is not None:
-                yield Annotated(_with_reading(record, result, job), result.entities)
+                yield Annotated(job.with_reading(record, result.reading), result.entities)
             shown.advance()
 
-    with shown.over(None, 0, meter, job.bytes()):
-        for part in text_parts(annotated(), job.parts[0].form, job.place, warn):
+    with closing(start()) as engine, shown.over(None, 0, meter, job.bytes()):
+        for part in text_parts(annotated(engine), job.parts[0].form, job.place, warn):
             file.write(encoded(part))
             file.flush()
     tally.finish()
@@ -187,7 +193,7 @@ def _earlier_run(job: Job, journal: Journal, resume: bool) -> dict[str, Any] | N
     return complete
 
 
-def _check_same(job: Job, begun: dict[str, Any], run: dict[str, Any]) -> None:
+def check_same(job: Job, begun: dict[str, Any], run: dict[str, Any]) -> None:
     """Raises a ValueError if the run that began differs from this one in what both say."""
     differing = sorted(name for name in begun.keys() & run.keys() if begun[name] != run[name])
     if differing:
@@ -197,71 +203,21 @@ def _check_same(job: Job, begun: dict[str, Any], run: dict[str, Any]) -> None:
         )
 
 
-def _named(settings: dict[str, Any]) -> dict[str, Any]:
-    names = {"candidate_labels": "labels"}
-    return {names.get(name, name.replace("_", " ")): value for name, value in settings.items()}
-
-
-class _Tally:
-    """Counts what happens to documents, and decides whether one that is refused ends the run."""
-
-    def __init__(self, job: Job, warn: Warn) -> None:
-        self.job, self.warn = job, warn
-        self.report = Report()
-        self.entity_fields: set[str] = set()
-
-    def result_of(self, record: Record, outcome: Any) -> Result:
-        """Returns what the journal holds of a document, from what the pipeline gave or raised, and counts it.
-
-        Raises:
-            ValueError: the pipeline refused it, and errors are not skipped.
-        """
-        if not isinstance(outcome, ValueError):
-            result = Result(record.source, record.place, outcome["entities"], None, outcome["report"])
-        elif self.job.skip_errors:
-            result = Result(record.source, record.place, None, str(outcome), None)
-        else:
-            raise ValueError(f"{self.job.place(record)}: {outcome}\nLeave it out with --on-error skip.") from outcome
-        self.count(record, result)
-        return result
-
-    def count(self, record: Record, result: Result) -> None:
-        """Counts a document."""
-        if result.entities is None:
-            self.leave_out(replace(record, problem=result.reason))
-            return
-        self.report.add(self.job.place(record), result.entities, result.reading or {})
-        for entity in result.entities:
-            self.entity_fields.update(entity)
-
-    def leave_out(self, record: Record) -> None:
-        """Counts a broken document, and warns of the first ones."""
-        place, reason = self.job.place(record), record.problem or ""
-        self.report.skip(place, reason)
-        if len(self.report.skipped) <= WARNINGS_SHOWN:
-            self.warn(f"{place} is left out: {reason}")
-
-    def finish(self) -> None:
-        """Warns of how many documents were left out, if not of each."""
-        if len(self.report.skipped) > WARNINGS_SHOWN:
-            self.warn(f"{len(self.report.skipped)} documents in all are left out")
-
-
 class _Run:
     """One run between its journal's header and its last output."""
 
     def __init__(self, job: Job, journal: Journal, progress: Progress, warn: Warn) -> None:
         self.job, self.journal, self.progress, self.warn = job, journal, progress, warn
-        self.tally = _Tally(job, warn)
+        self.tally = Tally(job, warn)
 
-    def complete(self, pipe: Pipe, total: int | None) -> Report:
+    def complete(self, engine: Engine, total: int | None) -> Report:
         """Annotates what is not in the journal, then writes what is not written."""
         meter = Meter()
         documents = self.job.documents(self.tally.leave_out, meter)
         done, written = self.journal.recover(documents, self.tally.count)
         with self.journal.append() as journal:
             with self.progress.over(total, done, meter, self.job.bytes()):
-                self._annotate(pipe, documents, journal)
+                self._annotate(engine, documents, journal)
             journal.sync()
             earlier = {output.part: output for output in written}
             for index, (part, offset) in enumerate(zip(self.job.parts, self._offsets(), strict=True)):
@@ -270,9 +226,9 @@ class _Run:
         self.tally.finish()
         return self.tally.report
 
-    def _annotate(self, pipe: Pipe, documents: Iterator[Record], journal: JournalWriter) -> None:
+    def _annotate(self, engine: Engine, documents: Iterator[Record], journal: JournalWriter) -> None:
         flushed = 0.0  # the first result is kept at once
-        for record, outcome in annotate_records(partial(pipe, return_report=True), documents):
+        for record, outcome in engine.annotate(documents):
             journal.add(self.tally.result_of(record, outcome))
             if monotonic() - flushed > SECONDS_BETWEEN_FLUSHES:
                 journal.flush()
@@ -312,17 +268,7 @@ class _Run:
                 raise ValueError(f"{self.journal.path} lacks the result of {self.job.place(record)}.")
             self.journal.check_order(result, record)
             if result.entities is not None:
-                yield Annotated(_with_reading(record, result, self.job), result.entities)
-
-
-def _with_reading(record: Record, result: Result, job: Job) -> Record:
-    """Returns a document with how it was read as one of its fields, where the job asks for that."""
-    column = job.layout.report_column
-    if column is None:
-        return record
-    in_parquet = job.parts[0].form.suffix == ".parquet"  # whose columns have one type: text
-    reading = json.dumps(result.reading) if in_parquet else result.reading
-    return replace(record, fields=record.fields | {column: reading})
+                yield Annotated(self.job.with_reading(record, result.reading), result.entities)
 
 
 def _is_written(part: Part, written: Written | None) -> bool:

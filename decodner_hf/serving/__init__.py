@@ -1,1 +1,1 @@
-"""Serves the pipeline to others: over HTTP, on a page. Each is an optional extra; nothing is imported here."""
+"""Serves the pipeline to others: over HTTP, on a page, in spaCy. Each is an optional extra; none is imported here."""

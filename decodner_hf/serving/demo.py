@@ -29,12 +29,13 @@ STYLE = """
 .document, .text { white-space: pre-wrap; overflow-wrap: anywhere; line-height: 2.2; font-size: 1.05em; }
 mark { color: #000; padding: 0.2em 0.3em; border-radius: 0.3em; }
 mark b { font-size: 0.65em; margin-left: 0.4em; vertical-align: middle; color: #000; }
+#table * { font-family: system-ui, sans-serif; font-size: 0.97em; } #table td, #table th { padding-block: 0.25em; }
 .notice { color: #b42318; font-weight: 600; overflow-wrap: anywhere; }
 .bar { display: grid; grid-template-columns: 11em 1fr 4em; gap: 0.6em; align-items: center; margin: 0.15em 0; }
 .bar span { overflow-wrap: anywhere; } .bar i { background: #4c8bf5; height: 0.8em; border-radius: 0.2em; }
 .bar b { text-align: right; font-variant-numeric: tabular-nums; font-weight: 400; }
 """
-WIDTHS = ["24%", "15%", "11%", "11%", "39%"]  # of the table's columns
+WIDTHS = ["25%", "15%", "12%", "12%", "36%"]  # of the table's columns
 
 
 def demo_app(pipe: "DecodNERPipeline", model: str | None = None) -> FastAPI:

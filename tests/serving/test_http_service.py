@@ -1,5 +1,6 @@
 """The HTTP application, without a socket: `create_app` around a tiny model or a pipeline that can be held up."""
 
+import asyncio
 import json
 import logging
 import re
@@ -287,3 +288,70 @@ def test_the_example_of_the_page_is_answered(client):
     answered = extract(client, EXAMPLE)
     assert answered.status_code == 200, answered.text
     assert len(answered.json()["results"]) == len(EXAMPLE["documents"])
+
+
+async def call(app, method, path, body=b"", gone=None):
+    """Calls the application as a server does; returns status and body. `gone` is set when the client goes away."""
+    messages = [{"type": "http.request", "body": body, "more_body": False}]
+    answered = []
+
+    async def receive():
+        if messages:
+            return messages.pop()
+        await (gone or asyncio.Event()).wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message):
+        answered.append(message)
+
+    scope = {"type": "http", "method": method, "path": path, "headers": [], "query_string": b"", "http_version": "1.1"}
+    await app(scope, receive, send)
+    return answered[0]["status"], b"".join(message.get("body", b"") for message in answered[1:])
+
+
+def test_what_a_client_waited_for_is_not_scored_when_it_goes_away(held):
+    app = create_app(held)
+
+    async def waiting():
+        return json.loads((await call(app, "GET", "/health"))[1])["waiting_documents"]
+
+    async def clients():
+        async with app.router.lifespan_context(app):
+            held.hold()
+            first = asyncio.create_task(call(app, "POST", "/extract", b'{"documents": ["first"]}'))
+            assert await asyncio.to_thread(held.entered.wait, 30)
+            gone = asyncio.Event()
+            second = asyncio.create_task(call(app, "POST", "/extract", b'{"documents": ["a", "b"]}', gone))
+            while await waiting() < 2:
+                await asyncio.sleep(0)
+            gone.set()
+            status, _ = await second
+            held.gate.set()
+            return status, (await first)[0]
+
+    assert asyncio.run(clients()) == (499, 200)
+    assert [texts for texts, _ in held.calls] == [["first"]]
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(pipe, monkeypatch):
+    app = create_app(pipe)
+    timeout, asked = asyncio.timeout, []
+    monkeypatch.setattr(asyncio, "timeout", lambda seconds: asked.append(seconds) or timeout(0))
+
+    async def slow():
+        async def receive():
+            await asyncio.Event().wait()
+
+        answered = []
+
+        async def send(message):
+            answered.append(message)
+
+        async with app.router.lifespan_context(app):
+            scope = {"type": "http", "method": "POST", "path": "/extract", "headers": [], "query_string": b""}
+            await app(scope, receive, send)
+        return answered
+
+    start, body = asyncio.run(slow())[:2]
+    assert (start["status"], asked) == (408, [Limits().read_seconds])
+    assert b"did not arrive within 30 seconds" in body["body"]

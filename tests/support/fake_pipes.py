@@ -52,5 +52,5 @@ class FakePipe:
 
 def describe_fakes(monkeypatch):
     """Lets fakes say themselves what a run takes from a pipeline's model and settings."""
-    monkeypatch.setattr("decodner_hf.corpus.run.fingerprint", lambda pipe: pipe.fingerprint)
-    monkeypatch.setattr("decodner_hf.corpus.run.settings_of", lambda pipe: pipe.settings)
+    monkeypatch.setattr("decodner_hf.corpus.engine.fingerprint", lambda pipe: pipe.fingerprint)
+    monkeypatch.setattr("decodner_hf.corpus.engine.settings_of", lambda pipe: pipe.settings)
