@@ -115,7 +115,7 @@ class TrainingDocument:
         """Returns int8 [S]: the answers of `Continued.answers`; none without the continuation question."""
         if self.continued is None:
             return np.empty(0, np.int8)
-        return self.continued.answers(len(self.gold), is_asked, self.partial)
+        return self.continued.answers(is_asked, self.partial)
 
 
 @dataclass(frozen=True)
