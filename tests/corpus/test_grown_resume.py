@@ -10,7 +10,7 @@ from varied_documents import varied_text
 from decodner_hf import DecodNERConfig, DecodNERForSpanClassification, DecodNERPipeline
 from decodner_hf.corpus import annotate
 
-TEXTS = [varied_text([(number * 7 % 1000, number * 13 % 1000)] * (1 + number % 9)) for number in range(40)]
+TEXTS = [varied_text([(number * 7 % 1000, number * 13 % 1000)] * (1 + number % 7)) for number in range(24)]
 
 
 @pytest.fixture(scope="module")
@@ -52,14 +52,14 @@ def interrupt(monkeypatch, model, source, target, passes):
             annotate(source, target, pipe_of(model))
 
 
-@pytest.mark.parametrize("passes", [1, 8, 20])
+@pytest.mark.parametrize("passes", [1, 5])
 def test_a_resumed_run_equals_an_uninterrupted_one(model, source, tmp_path, monkeypatch, passes):
     whole, parts = tmp_path / "whole.jsonl", tmp_path / "parts.jsonl"
     annotate(source, whole, pipe_of(model))
     assert '"entity_group"' in whole.read_text()
     interrupt(monkeypatch, model, source, parts, passes)
     annotate(source, parts, pipe_of(model), resume=True)
-    rows = [[json.loads(line) for line in path.read_text().splitlines()] for path in (whole, parts)]
+    rows = [[json.loads(line) for line in path.read_text("utf-8").split("\n") if line] for path in (whole, parts)]
     assert len(rows[0]) == len(TEXTS)
     for one, other in zip(*rows, strict=True):
         assert [(e["start"], e["end"]) for e in one["entities"]] == [(e["start"], e["end"]) for e in other["entities"]]
@@ -71,6 +71,6 @@ def test_a_resumed_run_equals_an_uninterrupted_one(model, source, tmp_path, monk
 @pytest.mark.parametrize("changed", [{"growth_threshold": 0.4}, {"growth": False}, {"max_span_words": 5}], ids=str)
 def test_a_run_does_not_go_on_with_other_growth(model, source, tmp_path, monkeypatch, changed):
     target = tmp_path / "out.jsonl"
-    interrupt(monkeypatch, model, source, target, 8)
-    with pytest.raises(ValueError, match="settings"):
+    interrupt(monkeypatch, model, source, target, 5)
+    with pytest.raises(ValueError, match="belongs to a run with another"):
         annotate(source, target, pipe_of(model, **changed), resume=True)
