@@ -206,28 +206,30 @@ def test_a_document_in_which_everything_goes_on_keeps_every_span(exact):
     assert [(e["start"], e["end"]) for e in grown] == [(e["start"], e["end"]) for e in every]
 
 
+@pytest.mark.parametrize("budget", [100, 4096])
 @pytest.mark.parametrize("width", [8, 32])
-def test_a_list_of_names_costs_no_more_than_scoring_all_spans(exact, monkeypatch, width):
-    names = "Ana Bo, Jean-Luc Picard, (New York), 東京, Ana Bo and U.S. Steel, 3M. " * 3
-    exact.scorer.token_budget = 100
-    counts = []
-    score = exact.model.score_rows
+def test_a_list_of_names_costs_no_more_than_scoring_all_spans(tokenizer, monkeypatch, width, budget):
+    pipe = questioned(tokenizer, tiny_native(vocab_size=len(tokenizer), max_position_embeddings=170))
+    pipe.scorer.token_budget = budget
+    nodes = {"score_rows": 0, "score_forest": 0}
 
-    def counted(rows, *args):
-        counts.append(len(rows.token_ids))
-        return score(rows, *args)
+    def counted(name):
+        score = getattr(pipe.model, name)
 
-    monkeypatch.setattr(exact.model, "score_rows", counted)
+        def run(rows, *args):
+            nodes[name] += len(rows.token_ids)
+            return score(rows, *args)
+
+        return run
+
+    for name in nodes:
+        monkeypatch.setattr(pipe.model, name, counted(name))
+    names = "Ana Bo Jean Picard New York Steel Ana Bo Cy and Washington Ana Zürich " * 3
     asked = {"max_span_words": width, "long_documents": "window"}
-    result = exact.scorer.score([encoded(exact, names, growth_threshold=0.0, **asked)])[0]
-    every = encoded(exact, names, growth=False, **asked)
-    most = 0
-    for window in every.windows:
-        cue = every.prompts[0].cue_token_ids.tolist()
-        forest = build_forest([window.chain_token_ids], [window.candidates.paths], cue_token_ids=cue)
-        most += forest.num_nodes
-    assert 0 < sum(counts) <= most
-    assert len(result.label_logits) == sum(window.candidates.num_spans for window in every.windows)
+    (grown,) = pipe.scorer.score([encoded(pipe, names, growth_threshold=0.0, **asked)])
+    (every,) = pipe.scorer.score([encoded(pipe, names, growth=False, **asked)])
+    assert 0 < nodes["score_rows"] <= nodes["score_forest"]
+    np.testing.assert_allclose(grown.label_logits, every.label_logits, rtol=0, atol=1e-4)
 
 
 def test_the_configuration_keeps_growth(exact, tmp_path):

@@ -164,7 +164,7 @@ def test_a_fixed_row_says_which_spans_go_on(example):
 
 @pytest.mark.parametrize("partial", [False, True], ids=["whole", "partial"])
 def test_open_rows_answer_for_the_types_that_their_prompts_ask_for(partial):
-    example = Example(list("abcdefg"), ((0, 6, "LOC"), (0, 2, "PER"), (3, 6, "ORG"), (3, 6, "PER")), partial=partial)
+    example = Example(list("abcdefg"), ((0, 6, "LOC"), (0, 2, "PER"), (3, 6, "ORG")), partial=partial)
     parents = {"ORG": ["group"]}
 
     def open_prompts(sources, tokenizer, template):
