@@ -87,7 +87,7 @@ def check(options: argparse.Namespace, fail: Callable[[str], NoReturn]) -> None:
     if options.save and (options.model is None or not Path(options.model).is_dir()):
         fail("argument --save: it needs --model to name a folder")
     if options.calibrate_on is not None:
-        fitted = (options.threshold, options.selection, options.label_threshold or None)
+        fitted = (options.threshold, options.selection, options.label_threshold or None, options.growth_threshold)
         if any(value is not None for value in fitted):
             fail("argument --calibrate-on: it fits thresholds and selection: leave out options that set them")
         if options.multi_label:
@@ -161,6 +161,9 @@ def _ready_pipeline(
     calibration.apply(pipe.model.config)
     change = f"F1 there {100 * calibration.f1_before:.2f} -> {100 * calibration.f1:.2f}"
     say(f"calibrated on {options.calibrate_on}, {calibration.num_examples} examples: {change}.")
+    if calibration.grown_share is not None:
+        part = f"{100 * calibration.grown_share:.1f}% of the candidates"
+        say(f"growth threshold {calibration.growth_threshold:g}: it scores {part}.")
     if saved is not None:
         save_calibration(pipe.model.config, saved, Path(options.model))
         say(f"the calibration is in {Path(options.model) / 'config.json'}.")

@@ -99,6 +99,8 @@ def _pipeline(model: str, options: argparse.Namespace) -> "DecodNERPipeline":
         "multi_label": options.multi_label or None,
         "return_all_scores": options.all_scores or None,
         "max_span_words": options.max_span_words,
+        "growth": options.growth,
+        "growth_threshold": options.growth_threshold,
         "long_documents": options.long_documents,
         "token_budget": options.token_budget,
         "compile": options.compile or None,

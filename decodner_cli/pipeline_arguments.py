@@ -63,6 +63,14 @@ def add_pipeline_arguments(command: argparse.ArgumentParser) -> None:
         "--max-span-words", type=count, metavar="N", help="longest entity in words (default: the model's)"
     )
     options.add_argument(
+        "--growth", action=argparse.BooleanOptionalAction, default=None,
+        help="score longer spans only where their shorter prefixes go on, or all (default: grow if the model can)",
+    )  # fmt: skip
+    options.add_argument(
+        "--growth-threshold", type=_probability, metavar="P",
+        help="probability from which on a span goes on, 0 to 1 (default: the model's)",
+    )  # fmt: skip
+    options.add_argument(
         "--long-documents", choices=LONG_DOCUMENTS, default="window",
         help="beyond the model's positions: overlapping windows (default), an error, or truncation",
     )  # fmt: skip
@@ -79,6 +87,8 @@ def check_pipeline_arguments(options: argparse.Namespace, fail: Callable[[str], 
         options.labels = _labels_in(options.labels_file, fail)
     else:
         options.labels = parse_labels(options.labels, fail, WITH_COMMAS) if options.labels else None
+    if options.growth_threshold is not None and options.growth is False:
+        fail("argument --growth-threshold: with --no-growth there is nothing that it could do")
     if options.multi_label and options.overlap != "all":
         fail("argument --multi-label: it needs --overlap all")
     thresholds = dict(options.label_threshold)

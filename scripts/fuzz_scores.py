@@ -3,6 +3,8 @@
 In: a number of documents and a seed. Out: progress, the first difference if there is one and, last, one JSON line.
 Every round draws documents (hyphens, apostrophes, emoji, several scripts, odd spaces, blank ones), labels, a width, a
 token budget and a number of positions, and runs a tiny random Llama in float64 with the packaged model's tokenizer.
+Every second round grows spans; those that should exist are then simulated on the scores of all, and spans with a
+prefix within 1e-5 of the threshold, which rounding may decide, are not compared.
 Run as `PYTHONPATH=.:tests/support:scripts python scripts/fuzz_scores.py`.
 """
 
@@ -20,16 +22,19 @@ from tiny_pipelines import tiny_float64, tiny_pipeline
 from transformers import AutoTokenizer
 from varied_documents import random_text
 
-from decodner_hf import DecodNERPipeline
+from decodner_hf import DecodNERConfig, DecodNERForSpanClassification, DecodNERPipeline
+from decodner_hf.core.pipeline_io import Document
 from decodner_hf.default_model import default_model
+from decodner_hf.evaluation.simulated_growth import GrowthAnswers, asking, split_answers
 
 UNLIMITED = 10**9
 TOLERANCE = 1e-9
+DOUBT = 1e-5  # of a prefix's probability to the growth threshold
 POSITIONS = (4096, 4096, 4096, 4096, 4096, 256)  # of the models; with the fewest, many documents take several windows
 MOST_DOCUMENTS = 48  # per list
 MOST_WORDS = (4, 8, 24, 80)
 MOST_LABELS = (1, 3, 10, 30)
-WIDEST = 12
+WIDEST = 32
 BUDGETS = (48, 8192)
 EVERYTHING = {"threshold": 0.0, "overlap": "all", "return_all_scores": True}
 
@@ -43,6 +48,7 @@ class Round:
     width: int
     budget: int
     positions: int
+    growth_threshold: float | None  # None to score all spans
 
     @classmethod
     def draw(cls, random: Random) -> "Round":
@@ -56,21 +62,52 @@ class Round:
             width=random.randint(1, WIDEST),
             budget=round(least * (most / least) ** random.random()),
             positions=random.choice(POSITIONS),
+            growth_threshold=random.choice((None, random.random())),
         )
 
     def compare(self, pipe: DecodNERPipeline) -> tuple[int, float]:
         """Returns the number of spans and the largest difference of scores; infinite if the spans differ."""
-        asked = {"candidate_labels": self.labels, "max_span_words": self.width} | EVERYTHING
+        asked: dict[str, Any] = {"candidate_labels": self.labels, "max_span_words": self.width, "growth": False}
+        asked |= EVERYTHING
         pipe.scorer.token_budget = UNLIMITED
-        expected = [_table(pipe(text, **asked)) for text in self.texts]
+        expected = [_scores(pipe(text, **asked)) for text in self.texts]
+        doubtful: list[set[tuple[int, int]]] = [set() for _ in self.texts]
+        if self.growth_threshold is not None:
+            for number, text in enumerate(self.texts):
+                exist, doubtful[number] = self._grown(pipe, text)
+                expected[number] = {span: scores for span, scores in expected[number].items() if span in exist}
+            asked |= {"growth": True, "growth_threshold": self.growth_threshold}
         pipe.scorer.token_budget = self.budget
         spans, largest = 0, 0.0
-        for one, found in zip(expected, pipe(self.texts, **asked), strict=True):
-            other = _table(found)
-            same = one.shape == other.shape and np.array_equal(one[..., :2], other[..., :2])
+        for one, rows, left_out in zip(expected, pipe(self.texts, **asked), doubtful, strict=True):
+            other = _scores(rows)
+            for known in (one, other):
+                for span in left_out & known.keys():
+                    del known[span]
             spans += len(one)
-            largest = max(largest, float(np.abs(one - other).max(initial=0.0)) if same else float("inf"))
+            same = one.keys() == other.keys()
+            differences = [float(np.abs(one[span] - other[span]).max()) for span in one] if same else [float("inf")]
+            largest = max([largest, *differences])
         return spans, largest
+
+    def _grown(self, pipe: DecodNERPipeline, text: str) -> tuple[set[tuple[int, int]], set[tuple[int, int]]]:
+        """Returns the spans that should exist by the rule and an exhaustive pass, and doubtful ones."""
+        assert self.growth_threshold is not None
+        settings = pipe.settings_for({"max_span_words": self.width, "growth": False})
+        labels = pipe.labels_for(self.labels)
+        prepared = asking(pipe.encoder.encode([Document(text, labels)], settings)[0])
+        scored = pipe.scorer.score([prepared])[0]
+        _, goes_on = split_answers(scored.label_logits, prepared.prompts)
+        windows = [window.candidates for window in prepared.windows]
+        start, end, start_word, end_word = (
+            np.concatenate([getattr(candidates, name) for candidates in windows])
+            for name in ("start", "end", "start_word", "end_word")
+        )
+        answers = GrowthAnswers(start_word, end_word - start_word, goes_on)
+        low, high = (answers.exist(self.growth_threshold + shift) for shift in (-DOUBT, DOUBT))
+        spans = list(zip(start.tolist(), end.tolist(), strict=True))
+        exist = {span for span, held in zip(spans, low.tolist(), strict=True) if held}
+        return exist, {span for span, sure in zip(spans, (low == high).tolist(), strict=True) if not sure}
 
 
 @dataclass
@@ -93,7 +130,13 @@ def main() -> int:
     torch.set_num_threads(1)
     tokenizer = AutoTokenizer.from_pretrained(default_model())
     pipes = {
-        positions: tiny_pipeline(tokenizer, tiny_float64(vocab_size=len(tokenizer), max_position_embeddings=positions))
+        positions: tiny_pipeline(
+            tokenizer,
+            DecodNERForSpanClassification.from_backbone(
+                tiny_float64(vocab_size=len(tokenizer), max_position_embeddings=positions),
+                DecodNERConfig(continuation=True),
+            ),
+        )
         for positions in sorted(set(POSITIONS))
     }
     random, tally, started = Random(arguments.seed), Tally(), time.perf_counter()
@@ -116,9 +159,9 @@ def main() -> int:
     return 1 if tally.failures else 0
 
 
-def _table(rows: list[dict[str, Any]]) -> NDArray[np.float64]:
-    """Start, end and scores of each entity, float64 [S, 2 + L]."""
-    return np.array([[row["start"], row["end"], *row["scores"].values()] for row in rows], np.float64)
+def _scores(rows: list[dict[str, Any]]) -> dict[tuple[int, int], NDArray[np.float64]]:
+    """Returns the scores [L] of each entity, by its start and end."""
+    return {(row["start"], row["end"]): np.array(list(row["scores"].values())) for row in rows}
 
 
 if __name__ == "__main__":

@@ -151,6 +151,8 @@ def load_decoder(path: str | None, config: Any, model_args: Sequence[Any], keywo
         keywords = {name: value for name, value in keywords.items() if name not in ("revision", "subfolder")}
     own_config = checkpoint.config if config is None else wrap_config(_given_config(config))
     settings = {name: keywords.pop(name) for name in list(keywords) if name in DecodNERConfig.__annotations__}
+    if settings.get("continuation", own_config.continuation) != own_config.continuation:
+        settings.setdefault("max_span_words", None)  # the default with the question is another than without
     if settings:
         own_config = DecodNERConfig.from_dict(own_config.settings() | settings)
     backbone, info = load_native(

@@ -16,6 +16,7 @@ from .validation import check_number, is_count
 
 OVERLAPS = ("flat", "nested", "all")
 FLAT_SELECTIONS = ("greedy", "exact")
+EXHAUSTIVE_SPAN_WORDS, GROWN_SPAN_WORDS = 8, 32  # longest candidates by default
 PROMPT_DEFAULTS = {
     "instruction": "Classify the named entity span.",
     "types_header": "Entity types:",
@@ -105,7 +106,8 @@ class DecodNERConfig(PreTrainedConfig):
             names the labels at inference.
         label_descriptions: label name -> description, for labels that have one.
         prompt: parts of the prompt that differ from `PROMPT_DEFAULTS`; saved whole.
-        max_span_words: longest candidate span, in words.
+        max_span_words: longest candidate span, in words; by default 32 with `continuation`, whose cost hardly grows
+            with it, and 8 without.
         threshold: lowest score, in [0, 1], at which a span is reported.
         label_thresholds: per label, a threshold that replaces `threshold`.
         temperature: label logits are divided by this before the softmax, > 0.
@@ -125,7 +127,7 @@ class DecodNERConfig(PreTrainedConfig):
     entity_labels: Any = None
     label_descriptions: Any = None
     prompt: Any = None
-    max_span_words: int = 8
+    max_span_words: int = None  # type: ignore[assignment]  # set below: it depends on `continuation`
     threshold: float = 0.5
     label_thresholds: Any = None
     temperature: float = 1.0
@@ -139,6 +141,8 @@ class DecodNERConfig(PreTrainedConfig):
         self._set_text_config()
         self._set_labels()
         self._set_prompt()
+        if self.max_span_words is None:
+            self.max_span_words = GROWN_SPAN_WORDS if self.continuation else EXHAUSTIVE_SPAN_WORDS
         if not is_count(self.max_span_words):
             raise ValueError(f"max_span_words must be at least 1, not {self.max_span_words!r}.")
         self.threshold = check_threshold(self.threshold, "threshold")

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from .document_windows import (
     SHORTEST_OVERLONG,
     NoWindowError,
+    check_widths,
     split_around_overlong_words,
     split_into_windows,
     truncate_document,
@@ -107,6 +108,8 @@ class DocumentEncoder:
     def _prepare(self, source: Document, encoded: EncodedDocument, settings: Settings) -> PreparedDocument:
         try:
             threshold = settings.growth_threshold if settings.growth else None
+            if settings.growth and source.spans is not None:
+                check_widths(encoded.candidates, settings.max_span_words, source.is_split)
             prompts = self.prompts(source.labels)
             if encoded.wider is not None and not self._fits(encoded, prompts):
                 return self.encode([source], settings)[0]
@@ -139,11 +142,13 @@ class DocumentEncoder:
 
     def _cut(self, whole: PreparedDocument, room: int, settings: Settings) -> PreparedDocument:
         """Cuts a document into windows, or keeps its beginning."""
-        document = whole.document
+        document, keep_all = whole.document, whole.source.spans is not None
         if settings.long_documents == "window":
-            windows = split_into_windows(document, room, self.tokenizer, self.template, stride=settings.stride)
+            windows = split_into_windows(
+                document, room, self.tokenizer, self.template, stride=settings.stride, keep_all=keep_all
+            )
             return replace(whole, windows=tuple(windows))
-        beginning, kept = truncate_document(document, room, self.tokenizer, self.template)
+        beginning, kept = truncate_document(document, room, self.tokenizer, self.template, keep_all=keep_all)
         logger.warning("A document of %d characters is truncated after character %d.", len(document.text), kept)
         return replace(whole, windows=(beginning,), truncated_at=kept)
 

@@ -17,6 +17,8 @@ from .tokenization import continuation_ids, encode_with_offsets
 
 DEFAULT_OVERLAP = 0.25  # part of a window
 SHORTEST_OVERLONG = 16  # tokens: a shorter word is never left out
+ROOMY_WORDS = 8  # a window has room for every candidate of up to so many words
+WIDE_SHARE = 4  # a wider candidate takes such a part of a window's tokens at most
 
 
 class NoWindowError(ValueError):
@@ -30,11 +32,12 @@ def split_into_windows(
     template: PromptTemplate,
     *,
     stride: int | None = None,
+    keep_all: bool = False,
 ) -> list[EncodedDocument]:
     """Cuts a document that is too long for the model into overlapping windows, which share out its candidates.
 
-    Windows begin and end at words and are tokenized like documents of their own. They overlap by no fewer words than
-    the longest candidate has. A candidate belongs to the window of its first
+    Windows begin and end at words and are tokenized like documents of their own. They overlap by as many words as
+    candidates need, at least. A candidate belongs to the window of its first
     word: the one that shows, of the longest candidate that starts there, the most words on its poorer side. So a span
     and its shorter prefixes are always in one window. Windows without candidates are left out.
 
@@ -44,6 +47,7 @@ def split_into_windows(
         tokenizer: the tokenizer that `document` was encoded with.
         template: likewise.
         stride: tokens that a window repeats of the one before it, fewer than a window holds; a quarter of it if None.
+        keep_all: make room for every candidate, whatever it takes; else as `without_widest`.
 
     Returns:
         At least one window; `[document]` where it fits.
@@ -52,6 +56,8 @@ def split_into_windows(
         NoWindowError: so little room that a window cannot hold a candidate, or a single word.
         ValueError: a stride of a whole window.
     """
+    if not keep_all:
+        document = without_widest(document, max_tokens)
     candidates = document.candidates
     room = max_tokens - candidates.longest
     if len(document.chain_token_ids) <= room:
@@ -65,6 +71,62 @@ def split_into_windows(
     ]
 
 
+def check_widths(own: CandidateSpans, max_span_words: int, in_words: bool) -> None:
+    """Refuses a caller's own spans that are wider than any that grow: training showed the model none like them.
+
+    Args:
+        own: the spans.
+        max_span_words: the widest that grow.
+        in_words: whether the caller counts in words, for the message.
+
+    Raises:
+        ValueError: there are such spans.
+    """
+    width = own.end_word - own.start_word
+    wide = np.flatnonzero(width > max_span_words)
+    if len(wide):
+        first = wide[0]
+        bounds = (own.start_word, own.end_word) if in_words else (own.start, own.end)
+        raise ValueError(
+            f"span {tuple(int(side[first]) for side in bounds)} has {width[first]} words, but spans are grown up to "
+            f"max_span_words={max_span_words}: give a larger max_span_words, or growth=False."
+        )
+
+
+def without_widest(document: EncodedDocument, max_tokens: int) -> EncodedDocument:
+    """Leaves out candidates that would take too much of every window: wide ones of many tokens.
+
+    Each window keeps room for the longest candidate. A few of 32 words that spell out names or numbers in hundreds of
+    tokens would leave none for the document.
+
+    Args:
+        document: what `encode_documents` made, with all runs of words as candidates.
+        max_tokens: room for the chain and the longest candidate after it.
+
+    Returns:
+        The document with its candidates of up to `ROOMY_WORDS` words, and the wider ones that take no more tokens
+        than these do, or a quarter of the room.
+    """
+    candidates = document.candidates
+    is_wide = candidates.end_word - candidates.start_word > ROOMY_WORDS
+    if not is_wide.any():
+        return document
+    length = candidates.paths.span_length
+    most = max(int(length[~is_wide].max(initial=0)), max_tokens // WIDE_SHARE)
+    fits = ~is_wide | (length <= most)
+    return document if fits.all() else replace(document, candidates=candidates.select(fits))
+
+
+def _reach(candidates: CandidateSpans, num_words: int) -> IntArray:
+    """Returns int64 [W + 1]: one past the last word that each word needs, that of the longest candidate it starts.
+
+    Candidates after the last word begin at word W.
+    """
+    reach = np.minimum(np.arange(1, num_words + 2), num_words)
+    np.maximum.at(reach, candidates.start_word, candidates.end_word)
+    return reach
+
+
 def _owners(candidates: CandidateSpans, first: IntArray, last: IntArray, num_words: int) -> IntArray:
     """Returns the window [S] of each candidate's first word.
 
@@ -73,9 +135,7 @@ def _owners(candidates: CandidateSpans, first: IntArray, last: IntArray, num_wor
     nothing is missing.
     """
     start = candidates.start_word
-    reach = np.zeros(num_words + 1, np.int64)  # one past the last word of the longest candidate from each word
-    np.maximum.at(reach, start, candidates.end_word)
-    end = reach[start]
+    end = _reach(candidates, num_words)[start]
     lowest = np.searchsorted(last, end, side="left")  # the windows that hold it: from, to
     highest = np.searchsorted(first, start, side="right") - 1
     owner, most = lowest, np.full(candidates.num_spans, -1)
@@ -89,7 +149,12 @@ def _owners(candidates: CandidateSpans, first: IntArray, last: IntArray, num_wor
 
 
 def truncate_document(
-    document: EncodedDocument, max_tokens: int, tokenizer: PreTrainedTokenizerBase, template: PromptTemplate
+    document: EncodedDocument,
+    max_tokens: int,
+    tokenizer: PreTrainedTokenizerBase,
+    template: PromptTemplate,
+    *,
+    keep_all: bool = False,
 ) -> tuple[EncodedDocument, int]:
     """Keeps the beginning of a document that is too long for the model; for the arguments see `split_into_windows`.
 
@@ -99,6 +164,8 @@ def truncate_document(
     Raises:
         NoWindowError: as `split_into_windows`.
     """
+    if not keep_all:
+        document = without_widest(document, max_tokens)
     room = max_tokens - document.candidates.longest
     if len(document.chain_token_ids) <= room:
         return document, len(document.text)
@@ -145,7 +212,8 @@ def split_around_overlong_words(
         NoWindowError: words of `SHORTEST_OVERLONG` tokens or fewer do not fit, or there are no others.
     """
     span_words = (document.candidates.end_word - document.candidates.start_word).max(initial=1)
-    lowest = max(SHORTEST_OVERLONG, max_tokens // (3 * int(span_words)))  # so many of such words fit beside each other
+    span_words = min(int(span_words), ROOMY_WORDS)
+    lowest = max(SHORTEST_OVERLONG, max_tokens // (3 * span_words))  # so many of such words fit beside each other
     token_starts, token_ends = _token_bounds(document, tokenizer, template)
     lengths = token_ends - token_starts
     limit = max(int(lengths.max(initial=0)) // 2, lowest)
@@ -223,10 +291,10 @@ def _fit_windows(
             f"the prompt and the longest span ({document.candidates.longest} tokens): use a model with more "
             "positions, a shorter prompt or a smaller max_span_words, or break up overlong words."
         )
-    longest = int((document.candidates.end_word - document.candidates.start_word).max(initial=1))
+    reach = _reach(document.candidates, len(document.word_starts))
     slack = 1  # a window's own tokens may be a few more than its share of the document's
     while True:
-        first, last = _place_windows(token_starts, token_ends, room - frame - slack, longest, stride)
+        first, last = _place_windows(token_starts, token_ends, room - frame - slack, reach, stride)
         texts = [
             text[document.word_starts[start] : document.word_ends[end - 1]] if end else ""
             for start, end in zip(first.tolist(), last.tolist(), strict=True)
@@ -239,9 +307,12 @@ def _fit_windows(
 
 
 def _place_windows(
-    token_starts: IntArray, token_ends: IntArray, room: int, longest: int, stride: int | None
+    token_starts: IntArray, token_ends: IntArray, room: int, reach: IntArray, stride: int | None
 ) -> tuple[IntArray, IntArray]:
-    """Places windows of at most `room` text tokens, as words [first, last); each overlaps the one before it."""
+    """Places windows of at most `room` text tokens, as words [first, last); each overlaps the one before it.
+
+    Every word is in a window with all words up to `reach`, one past the last that it needs.
+    """
     num_words, ends = len(token_starts), np.append(0, token_ends)  # ends[v]: tokens up to the end of word v - 1
     if not num_words:
         return np.zeros(1, np.int64), np.zeros(1, np.int64)
@@ -252,7 +323,7 @@ def _place_windows(
     start = 0
     while not windows or windows[-1][1] < num_words:
         end = int(np.searchsorted(ends, token_starts[start] + room, side="right")) - 1
-        needed = min(start + longest, num_words)
+        needed = int(reach[start])
         if end < needed:
             raise NoWindowError(
                 f"words {start} to {needed - 1} take {ends[needed] - token_starts[start]} tokens, but a window has "
@@ -263,6 +334,8 @@ def _place_windows(
             start = int(np.searchsorted(token_starts, ends[end] - room, side="left"))
         windows.append((start, end))
         repeated = int(np.searchsorted(token_starts, ends[end] - repeat, side="left"))
-        start = max(start + 1, min(end - longest, repeated))
+        short = np.flatnonzero(reach[start:end] > end)  # words that need more than this window has
+        unserved = start + int(short[0]) if len(short) else end
+        start = max(start + 1, min(unserved - 1, repeated))
     first, last = np.array(windows, np.int64).T
     return first, last

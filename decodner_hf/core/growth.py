@@ -12,12 +12,18 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .arrays import BoolArray, Int32Array, IntArray, bounds_of, packed_runs, ramp_of
+from .arrays import BoolArray, FloatArray, Int32Array, IntArray, bounds_of, packed_runs, ramp_of
 from .forest import PathTable, SpanPaths
 from .round_candidates import RoundCandidates, WiderSpans, ended_prefixes, joined
 
 NUMBERS = 2**27  # of one forest, where not all candidates are listed; int32 holds 16 such ranges
 SPARE_NUMBERS = 2**14  # kept for each word, at most, for candidates that are not listed and hang from no other
+
+
+def goes_on_probability(odds: FloatArray) -> FloatArray:
+    """Returns the probability that spans go on, from the log-odds of the answers "goes on" and "ends"."""
+    probability: FloatArray = 1.0 / (1.0 + np.exp(-odds))
+    return probability
 
 
 def existing_spans(place: IntArray, width: IntArray, goes_on: BoolArray) -> BoolArray:

@@ -14,7 +14,7 @@ from .arrays import FloatingArray
 from .cache import DualBufferCache
 from .decoding import merge_shards
 from .forest import build_forest
-from .growth import existing_spans
+from .growth import existing_spans, goes_on_probability
 from .modeling import DecodNERForSpanClassification
 from .prompting import EncodedPrompt
 from .round_scoring import GrownWindow, GrowthWindow
@@ -54,7 +54,7 @@ def grow_in_one_pass(
         logits = HostCopy(model.score_forest(forest, tokens, cache)).array()
         odds = np.maximum(odds, logits[:, -2].astype(np.float64) - logits[:, -1])
         shards.append(logits[:, :-2])
-    goes_on = 1.0 / (1.0 + np.exp(-odds)) >= threshold
+    goes_on = goes_on_probability(odds) >= threshold
     exists = existing_spans(candidates.start_word, width, goes_on)
     wider = window.encoded.wider
     if wider is not None:

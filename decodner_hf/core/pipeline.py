@@ -74,7 +74,8 @@ class DecodNERPipeline(Pipeline):
         ignore_labels: labels that compete with the others but are not reported ("PER", or with "none" also "B-PER").
         return_all_scores: add `scores`, a dict with the score of every label.
         max_span_words: longest candidate span; the model's by default.
-        spans: own candidates, half-open (start, end) pairs of characters (of words with `is_split_into_words`).
+        spans: own candidates, half-open (start, end) pairs of characters (of words with `is_split_into_words`); with
+            growth of no more than `max_span_words` words.
         is_split_into_words: inputs are lists of words; entities have `start_word` and `end_word` (half-open) too. A
             list is one document unless all of its items are lists (or dicts).
         delimiter: what words are joined by to a text, to which offsets refer; a space by default.
@@ -88,8 +89,9 @@ class DecodNERPipeline(Pipeline):
         return_report: give a dict per document, of `entities` and `report`: `windows` (number), `truncated_at`
             (character or None), `words_left_out` (overlong words that are not read, as pairs of characters),
             `candidates` (scored), and `candidates_left_out`, by reason: `too_many_words` (above max_span_words),
-            `no_tokens` (the tokenizer drops the span), `not_read` (truncated, or holds an overlong word), with growth
-            `not_grown` (a shorter prefix does not go on).
+            `no_tokens` (the tokenizer drops the span), `not_read` (truncated, or holds an overlong word, or is wider
+            than 8 words and takes more than a quarter of a long document's window), with growth `not_grown` (a shorter
+            prefix does not go on).
         growth: score a longer span only where each of its shorter word prefixes goes on, by the model's answer to
             the continuation question; True by default for models that were trained to answer it. False scores all.
         growth_threshold: probability from which on a span goes on, from 0 to 1; the model's by default.

@@ -18,7 +18,7 @@ from .arrays import BoolArray, FloatingArray, IndexArray, IntArray, bounds_of
 from .cache import DualBufferCache
 from .decoding import merge_shards
 from .forest import SpanPaths
-from .growth import NUMBERS, GrowingForest, GrownRows, existing_spans
+from .growth import NUMBERS, GrowingForest, GrownRows, existing_spans, goes_on_probability
 from .kept_rows import KeptRows
 from .modeling import DecodNERForSpanClassification
 from .prompting import EncodedPrompt
@@ -254,7 +254,7 @@ class _Group:
             odds = np.maximum(odds, values[:, -2].astype(np.float64) - values[:, -1])
         for logits in self._logits:
             logits[again] = logits[source]
-        self._goes_on[rows.spans] = 1.0 / (1.0 + np.exp(-odds)) >= threshold
+        self._goes_on[rows.spans] = goes_on_probability(odds) >= threshold
         self._goes_on[again] = self._goes_on[source]
         self._next_part()
 

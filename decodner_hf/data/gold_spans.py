@@ -9,7 +9,8 @@ import numpy as np
 from ..core.arrays import BoolArray, IntArray
 from .examples import Example
 
-COVERAGE_KINDS = ("candidate", "wider_than_limit", "off_word_bounds", "without_token")
+COVERAGE_KINDS = ("candidate", "wider_than_limit", "off_word_bounds", "without_token", "not_grown")
+NOT_GROWN = COVERAGE_KINDS.index("not_grown")  # a candidate, had its shorter prefixes gone on
 
 
 def bounds_of_entities(example: Example) -> IntArray:
@@ -47,7 +48,7 @@ def in_words(spans: IntArray, word_starts: IntArray, word_ends: IntArray) -> Int
 
 
 def coverage_kinds(words: IntArray, is_candidate: BoolArray, max_span_words: int) -> IntArray:
-    """Returns int64 [G]: for each gold span, the index in `COVERAGE_KINDS` of what became of it.
+    """Returns int64 [G]: for each gold span, the index in `COVERAGE_KINDS` of what became of it; never `NOT_GROWN`.
 
     Args:
         words: int64 [G, 2], the gold spans as `in_words` gives them.

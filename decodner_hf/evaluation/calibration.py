@@ -15,13 +15,16 @@ from typing import Any
 import numpy as np
 
 from ..core.arrays import BoolArray, FloatingArray, IntArray
-from ..core.configuration import FLAT_SELECTIONS, DecodNERConfig
+from ..core.configuration import EXHAUSTIVE_SPAN_WORDS, FLAT_SELECTIONS, DecodNERConfig
 from ..core.pipeline import DecodNERPipeline
 from ..data.document_context import Context
 from ..data.examples import Example
-from .labelled_scoring import Decoder, ScoredExamples, score_examples
+from .growth_threshold import FittedGrowth, fit_growth
+from .labelled_scoring import Decoder, ScoredExamples, micro_f1, score_examples
 
-FITTED = ("temperature", "threshold", "label_thresholds", "flat_selection")  # as the model's configuration has them
+FITTED = (  # as the model's configuration has them
+    *("temperature", "threshold", "label_thresholds", "flat_selection", "growth_threshold"),
+)
 GRID = (0.01, 0.02, *(np.arange(1, 20) / 20).tolist(), 0.98, 0.99)  # thresholds tried
 MIN_SUPPORT = 20  # gold spans that a label needs for a threshold of its own
 LARGEST_TEMPERATURE = 20.0  # and its inverse the smallest
@@ -44,6 +47,10 @@ class Calibration:
         f1_before: the same with the model's earlier settings.
         num_examples: number of examples used.
         num_gold: number of their gold spans.
+        growth_threshold: probability from which on a span goes on; None of a model that does not grow spans, or where
+            no gold span has several words: the model's own then stays.
+        f1_grown: F1 with spans grown by it; None likewise.
+        grown_share: part of the candidates that are then scored, from 0 to 1; None likewise.
     """
 
     temperature: float
@@ -56,11 +63,15 @@ class Calibration:
     f1_before: float
     num_examples: int
     num_gold: int
+    growth_threshold: float | None = None
+    f1_grown: float | None = None
+    grown_share: float | None = None
 
     def apply(self, config: DecodNERConfig) -> None:
         """Writes the values into a model's configuration, which the pipeline reads at every call."""
         for name in FITTED:
-            setattr(config, name, copy(getattr(self, name)))
+            if getattr(self, name) is not None:
+                setattr(config, name, copy(getattr(self, name)))
 
     def to_dict(self) -> dict[str, object]:
         """Returns plain values, for JSON."""
@@ -92,14 +103,19 @@ def calibrate(
         examples: a dev set, fully labelled.
         context: as for `score_examples`: calibrate in the mode that will be used.
         min_support: gold spans that a label needs for a threshold of its own.
-        **choices: keyword arguments of a call to the pipeline (candidate_labels, overlap). Every candidate is scored,
-            also of a model that grows spans, unless `growth` says otherwise.
+        **choices: keyword arguments of a call to the pipeline (candidate_labels, overlap); with growth=False, here
+            or of the pipeline, the growth threshold stays as it is.
 
     Raises:
+        UntrainedQuestionError: a model whose answers to the continuation question say nothing.
         ValueError: multi_label, no gold span among the candidates, or what `score_examples` refuses.
     """
-    choices = {"growth": False} | choices
-    scored = score_examples(pipe, examples, context=context, **choices)
+    choices = {name: value for name, value in choices.items() if value is not None}
+    settings = pipe.settings_for(choices)
+    grows = settings.growth
+    if grows:
+        choices = {"max_span_words": min(EXHAUSTIVE_SPAN_WORDS, settings.max_span_words)} | choices
+    scored = score_examples(pipe, examples, context=context, ask_growth=grows, **choices)
     return fit(scored, Decoder.of(pipe, scored.labels, **choices), min_support)
 
 
@@ -118,6 +134,7 @@ def fit(scored: ScoredExamples, before: Decoder, min_support: int = MIN_SUPPORT)
     start = replace(before, temperature=temperature)
     fitted = [_Ascent(scored, replace(start, flat_selection=way), GRID).run(frequent) for way in _selections(before)]
     general, decoder, f1 = max(fitted, key=lambda item: item[2])  # the first of equals
+    growth = fit_growth([(scored, decoder)])
     own = {scored.labels[index]: decoder.thresholds[index] for index in np.flatnonzero(frequent).tolist()}
     return Calibration(
         temperature=temperature,
@@ -127,19 +144,21 @@ def fit(scored: ScoredExamples, before: Decoder, min_support: int = MIN_SUPPORT)
         nll=negative_log_likelihood(scored.label_logits, gold, temperature),
         nll_before=negative_log_likelihood(scored.label_logits, gold, before.temperature),
         f1=f1,
-        f1_before=_f1_of(scored, before),
+        f1_before=before.f1(scored),
         num_examples=scored.num_examples,
         num_gold=len(scored.gold),
+        **_growth_values(growth),
     )
 
 
 def fit_jointly(sets: Sequence[tuple[ScoredExamples, Decoder]]) -> Calibration:
-    """Fits one temperature and one threshold to several sets, whose labels differ, each counting the same.
+    """Fits one temperature, threshold and growth threshold to sets whose labels differ, each counting the same.
 
     For models that are asked for any labels: no label has a threshold of its own. `f1` and `nll` are means over the
     sets; `sets` are scored examples with the decoder to start from; see `calibrate`.
 
     Raises:
+        UntrainedQuestionError: as `calibrate`.
         ValueError: no set, multi_label, or a set without a gold span among its candidates.
     """
     if not sets:
@@ -163,6 +182,11 @@ def fit_jointly(sets: Sequence[tuple[ScoredExamples, Decoder]]) -> Calibration:
         ]
         found.append((*_general(ascents), way))
     threshold, f1, way = max(found, key=lambda item: item[1])  # the first of equals
+    fitted = [
+        replace(before, thresholds=(threshold,) * len(scored.labels), temperature=temperature, flat_selection=way)
+        for scored, before in sets
+    ]
+    growth = fit_growth([(scored, decoder) for (scored, _), decoder in zip(sets, fitted, strict=True)])
     return Calibration(
         temperature=temperature,
         threshold=threshold,
@@ -171,10 +195,18 @@ def fit_jointly(sets: Sequence[tuple[ScoredExamples, Decoder]]) -> Calibration:
         nll=nll([temperature] * len(sets)),
         nll_before=nll([before.temperature for _, before in sets]),
         f1=f1,
-        f1_before=float(np.mean([_f1_of(scored, before) for scored, before in sets])),
+        f1_before=float(np.mean([before.f1(scored) for scored, before in sets])),
         num_examples=sum(scored.num_examples for scored, _ in sets),
         num_gold=sum(len(scored.gold) for scored, _ in sets),
+        **_growth_values(growth),
     )
+
+
+def _growth_values(growth: FittedGrowth | None) -> dict[str, float]:
+    """Returns the values of a `Calibration` that growing adds."""
+    if growth is None:
+        return {}
+    return {"growth_threshold": growth.threshold, "f1_grown": growth.f1, "grown_share": growth.scored}
 
 
 def negative_log_likelihood(label_logits: FloatingArray, gold: IntArray, temperature: float) -> float:
@@ -246,8 +278,7 @@ class _Ascent:
         key = tuple(thresholds)
         if key not in self.known:
             span, label = replace(self.decoder, thresholds=key).select(self.scored, self.scores)
-            correct = int(self.is_gold[span, label].sum())
-            self.known[key] = 2.0 * correct / max(1, len(span) + len(self.scored.gold))
+            self.known[key] = micro_f1(self.is_gold, span, label, len(self.scored.gold))
         return self.known[key]
 
     def run(self, own: BoolArray) -> tuple[float, Decoder, float]:
@@ -270,10 +301,6 @@ class _Ascent:
 def _selections(before: Decoder) -> tuple[str, ...]:
     """Returns the ways of selecting that are tried; only flat entities have several."""
     return FLAT_SELECTIONS if before.overlap == "flat" else (before.flat_selection,)
-
-
-def _f1_of(scored: ScoredExamples, decoder: Decoder) -> float:
-    return _Ascent(scored, decoder, (min(decoder.thresholds),)).f1(decoder.thresholds)
 
 
 def _general(ascents: Sequence[_Ascent]) -> tuple[float, float]:

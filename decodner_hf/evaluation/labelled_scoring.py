@@ -19,10 +19,19 @@ from ..core.pipeline import DecodNERPipeline
 from ..core.pipeline_io import Document, PreparedDocument, Settings
 from ..core.prompting import Labels
 from ..core.selection import select_spans
+from ..core.spans import CandidateSpans
 from ..core.streaming import scored_passes
 from ..data.document_context import Context, Passage, passages_of
 from ..data.examples import Example, labels_of
-from ..data.gold_spans import COVERAGE_KINDS, bounds_of_entities, coverage_kinds, in_words, indices_among
+from ..data.gold_spans import (
+    COVERAGE_KINDS,
+    NOT_GROWN,
+    bounds_of_entities,
+    coverage_kinds,
+    in_words,
+    indices_among,
+)
+from .simulated_growth import GrowthAnswers, asking, split_answers
 from .span_metrics import SpanTable, row_numbers, span_scores
 
 PASSAGES_AT_ONCE = 64  # encoded together
@@ -40,9 +49,10 @@ class ScoredExamples:
         cu_spans: int64 [B + 1], where each example's candidates start.
         gold: the gold spans, in characters.
         documents: int64 [B], the number of each example's document; examples without one are one each.
-        coverage: how many gold spans are a "candidate" and, of the others, are "wider_than_limit", "off_word_bounds"
-            or "without_token".
+        coverage: how many gold spans are a "candidate" and, of the others, are "wider_than_limit", "off_word_bounds",
+            "without_token" or "not_grown".
         seconds: time taken to encode and score.
+        growth: the candidates' answers to the continuation question, where they were asked for.
     """
 
     labels: tuple[str, ...]
@@ -54,6 +64,7 @@ class ScoredExamples:
     documents: IntArray
     coverage: dict[str, int]
     seconds: float
+    growth: GrowthAnswers | None = None
 
     @property
     def num_examples(self) -> int:
@@ -92,6 +103,7 @@ class ScoredExamples:
             end=self.end[kept],
             label_logits=self.label_logits[kept],
             cu_spans=bounds_of(counts),
+            growth=None if self.growth is None else self.growth.select(kept),
         )
 
 
@@ -131,10 +143,20 @@ class Decoder:
         )
         return span, label
 
+    def f1(self, scored: ScoredExamples) -> float:
+        """Returns the micro F1 of the entities selected, from 0 to 1."""
+        span, label = self.select(scored, self.scores(scored))
+        return micro_f1(scored.is_gold(), span, label, len(scored.gold))
+
     def decode(self, scored: ScoredExamples) -> SpanTable:
         """Selects the entities of every example."""
         span, label = self.select(scored, self.scores(scored))
         return SpanTable.of(scored.example[span], scored.start[span], scored.end[span], label, scored.num_examples)
+
+
+def micro_f1(is_gold: BoolArray, span: IntArray, label: IntArray, num_gold: int) -> float:
+    """Returns the micro F1 of K selected entities, candidates `span` [K] with `label` [K]; `is_gold` is [S, L]."""
+    return 2.0 * int(is_gold[span, label].sum()) / max(1, len(span) + num_gold)
 
 
 def evaluate(
@@ -162,6 +184,7 @@ def score_examples(
     *,
     context: Context | None = None,
     progress: Callable[[int], object] | None = None,
+    ask_growth: bool = False,
     **choices: Any,
 ) -> ScoredExamples:
     """Scores every candidate span of every example.
@@ -172,6 +195,8 @@ def score_examples(
         context: how much of its document each is read with; candidates stay within sentences. None: every example
             alone.
         progress: called after every passage with the number of its examples.
+        ask_growth: also return the answers to the continuation question of a model that was trained to answer it;
+            every candidate is then scored, whatever `growth` says.
         **choices: keyword arguments of a call to the pipeline (candidate_labels, max_span_words).
 
     Raises:
@@ -180,6 +205,9 @@ def score_examples(
     """
     _check(examples)
     settings = pipe.settings_for(choices)
+    ask_growth = ask_growth and pipe.model.config.continuation
+    if ask_growth:
+        settings = replace(settings, growth=False)
     if settings.candidate_labels is None and not pipe.model.config.labels:
         settings = replace(settings, candidate_labels=labels_of(examples))
     asked = pipe.labels_for(settings.candidate_labels)
@@ -196,16 +224,25 @@ def score_examples(
     coverage = np.zeros(len(COVERAGE_KINDS), np.int64)
     columns: list[tuple[IntArray, ...]] = []
     logits: list[FloatingArray] = []
-    passes = scored_passes(_encoded(pipe, passages, asked, settings), pipe.scorer)
+    answers: list[FloatArray] = []
+    passes = scored_passes(_encoded(pipe, passages, asked, settings, ask_growth), pipe.scorer)
     for passage, result in zip(passages, chain.from_iterable(passes), strict=True):
         prepared = result.prepared
         coverage += _coverage(passage.example, prepared, settings.max_span_words)
-        columns += [_columns(passage, window.candidates.start, window.candidates.end) for window in prepared.windows]
-        logits.append(result.label_logits)
+        columns += [_columns(passage, window.candidates) for window in prepared.windows]
+        label_logits = result.label_logits
+        if ask_growth:
+            label_logits, goes_on = split_answers(label_logits, prepared.prompts)
+            answers.append(goes_on)
+        logits.append(label_logits)
         if progress is not None:
             progress(len(passage.members))
-    owner, start, end = (np.concatenate(parts) for parts in zip(*columns, strict=True))
+    owner, start, end, width = (np.concatenate(parts) for parts in zip(*columns, strict=True))
     order = np.argsort(owner, kind="stable")
+    growth = None
+    if ask_growth:
+        place = row_numbers(np.stack([owner, start], axis=1))
+        growth = GrowthAnswers(place, width, np.concatenate(answers)).select(order)
     return ScoredExamples(
         labels=tuple(labels),
         start=start[order],
@@ -216,6 +253,7 @@ def score_examples(
         documents=_documents(examples),
         coverage=dict(zip(COVERAGE_KINDS, coverage.tolist(), strict=True)),
         seconds=time.perf_counter() - started,
+        growth=growth,
     )
 
 
@@ -231,14 +269,14 @@ def _check(examples: Sequence[Example]) -> None:
 
 
 def _encoded(
-    pipe: DecodNERPipeline, passages: Sequence[Passage], labels: Labels, settings: Settings
+    pipe: DecodNERPipeline, passages: Sequence[Passage], labels: Labels, settings: Settings, ask_growth: bool
 ) -> Iterator[list[PreparedDocument]]:
     """Encodes passages in groups; of their candidates those stay that lie within one member."""
     for start in range(0, len(passages), PASSAGES_AT_ONCE):
         group = passages[start : start + PASSAGES_AT_ONCE]
         documents = [Document(passage.example.content, labels, number=passage.members[0]) for passage in group]
         yield [
-            _own_candidates(prepared, passage)
+            _own_candidates(asking(prepared) if ask_growth else prepared, passage)
             for passage, prepared in zip(group, pipe.encoder.encode(documents, settings), strict=True)
         ]
 
@@ -249,19 +287,24 @@ def _own_candidates(prepared: PreparedDocument, passage: Passage) -> PreparedDoc
     return replace(prepared, windows=tuple(windows))
 
 
-def _columns(passage: Passage, start: IntArray, end: IntArray) -> tuple[IntArray, IntArray, IntArray]:
-    """Returns example, start and end of candidates, offsets counted within their example."""
-    member = passage.member_of(start)
+def _columns(passage: Passage, candidates: CandidateSpans) -> tuple[IntArray, ...]:
+    """Returns example, start, end and words of candidates, offsets counted within their example."""
+    member = passage.member_of(candidates.start)
     shift = np.array(passage.character_bounds, np.int64)[member, 0]
-    return np.array(passage.members, np.int64)[member], start - shift, end - shift
+    width = candidates.end_word - candidates.start_word
+    return np.array(passage.members, np.int64)[member], candidates.start - shift, candidates.end - shift, width
 
 
 def _coverage(example: Example, prepared: PreparedDocument, max_span_words: int) -> IntArray:
-    """Returns int64 [4]: how many gold spans of an example are of each of `COVERAGE_KINDS`."""
+    """Returns int64 [5]: how many gold spans of an example are of each of `COVERAGE_KINDS`."""
     gold, document = bounds_of_entities(example), prepared.document
     start, end = (np.concatenate([getattr(w.candidates, side) for w in prepared.windows]) for side in ("start", "end"))
     words = in_words(gold, document.word_starts, document.word_ends)
-    kinds = coverage_kinds(words, indices_among(gold, start, end) >= 0, max_span_words)
+    is_candidate = indices_among(gold, start, end) >= 0
+    kinds = coverage_kinds(words, is_candidate, max_span_words)
+    if prepared.growth_threshold is not None:
+        listed = document.candidates
+        kinds[~is_candidate & (indices_among(gold, listed.start, listed.end) >= 0)] = NOT_GROWN
     return np.bincount(kinds, minlength=len(COVERAGE_KINDS))
 
 

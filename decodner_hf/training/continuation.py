@@ -2,7 +2,8 @@
 
 In: a document's candidates and its gold spans. Out: `Continued`, from which the answers for any asked types follow.
 A span goes on if a gold span of an asked type has the same first word and is longer by whole words; the gold span need
-not be a candidate itself. Knows nothing of tokens, prompts or models.
+not be a candidate itself. Where only a part of the entities is labelled, other spans are known not to go on only
+inside gold spans: of one name, one reading is right. Knows nothing of tokens, prompts or models.
 """
 
 from dataclasses import dataclass
@@ -19,15 +20,17 @@ STOPS, GOES_ON = 0, 1
 
 @dataclass(frozen=True)
 class Continued:
-    """The K pairs of a candidate and a gold span that continues it.
+    """The K pairs of one of S candidates and a gold span that continues it.
 
     Attributes:
         span: int64 [K], index of the candidate.
         type: int64 [K], number of the gold span's type.
+        inside: bool [S], whether the candidate's first word is one of a gold span.
     """
 
     span: IntArray
     type: IntArray
+    inside: BoolArray
 
     @classmethod
     def of(cls, candidates: CandidateSpans, gold: IntArray, types: IntArray) -> "Continued":
@@ -45,16 +48,21 @@ class Continued:
         span = np.repeat(np.arange(candidates.num_spans), counts)
         longer = order[np.repeat(first, counts) + ramp_of(counts)]
         kept = gold[longer, 1] > candidates.end_word[span]
-        return cls(span[kept], types[longer[kept]])
+        depth = np.zeros(max(int(gold.max(initial=0)), int(candidates.start_word.max(initial=0))) + 2, np.int64)
+        np.add.at(depth, gold[:, 0], 1)
+        np.add.at(depth, gold[:, 1], -1)
+        return cls(span[kept], types[longer[kept]], np.cumsum(depth)[candidates.start_word] > 0)
 
-    def answers(self, num_spans: int, is_asked: BoolArray, partial: bool) -> NDArray[np.int8]:
+    def answers(self, is_asked: BoolArray, partial: bool) -> NDArray[np.int8]:
         """Returns int8 [S]: 1 where a candidate goes on, 0 where it does not, -100 where nobody knows.
 
         Args:
-            num_spans: S.
             is_asked: bool [T], whether each type is asked for, by its own name or by a more general one.
-            partial: whether the document is labelled in part, so that what is not labelled is not known.
+            partial: whether the document is labelled in part, so that nothing is known of what begins outside its
+                gold spans.
         """
-        answers = np.full(num_spans, UNLABELLED if partial else STOPS, np.int8)
+        answers = np.full(len(self.inside), STOPS, np.int8)
+        if partial:
+            answers[~self.inside] = UNLABELLED
         answers[self.span[is_asked[self.type]]] = GOES_ON
         return answers

@@ -115,7 +115,7 @@ class TrainingDocument:
         """Returns int8 [S]: the answers of `Continued.answers`; none without the continuation question."""
         if self.continued is None:
             return np.empty(0, np.int8)
-        return self.continued.answers(len(self.gold), is_asked, self.partial)
+        return self.continued.answers(is_asked, self.partial)
 
 
 @dataclass(frozen=True)
@@ -289,7 +289,8 @@ class _Encoder:
     def _windows(self, document: EncodedDocument) -> list[EncodedDocument]:
         if self.max_tokens is None:
             return [document]
-        return split_into_windows(document, self.max_tokens, self.candidates.tokenizer, self.candidates.template)
+        tokenizer, template = self.candidates.tokenizer, self.candidates.template
+        return split_into_windows(document, self.max_tokens, tokenizer, template, keep_all=True)
 
     def _gold(self, passage: Passage, document: EncodedDocument) -> tuple[_Gold, Coverage]:
         """Returns the gold spans, and the coverage of them."""

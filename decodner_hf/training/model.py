@@ -15,8 +15,6 @@ from ..core.modeling import DecodNERForSpanClassification
 from ..evaluation.calibration import uncalibrated
 from .options import TrainingOptions
 
-GROWN_SPAN_WORDS = 32  # longest candidate of a model that grows spans, unless the options say otherwise
-
 
 def load_model(options: TrainingOptions, labels: Mapping[str, str | None] | None) -> DecodNERForSpanClassification:
     """Loads the decoder with the run's labels, and puts adapters on it where asked for.
@@ -35,8 +33,6 @@ def load_model(options: TrainingOptions, labels: Mapping[str, str | None] | None
     settings["continuation"] = options.continuation
     if options.max_span_words is not None:
         settings["max_span_words"] = options.max_span_words
-    elif options.continuation:
-        settings["max_span_words"] = GROWN_SPAN_WORDS
     if labels is not None:
         settings |= {"entity_labels": list(labels)}
         settings["label_descriptions"] = {name: text for name, text in labels.items() if text is not None}

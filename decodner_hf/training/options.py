@@ -76,7 +76,8 @@ class TrainingOptions:
         listed_span_words: up to this length training scores every span; longer ones only if they are gold spans, their
             word prefixes, or one word longer than one. If None: 8 with `continuation`, without it no limit.
         continuation: trains the question whether a longer name of a type asked for begins like a span, so that the
-            model grows spans; the longest candidate is then 32 words unless `max_span_words` says otherwise.
+            model grows spans; of a model that did not, the longest candidate is then 32 words unless `max_span_words`
+            says otherwise.
         continuation_weight: weight of the question's loss.
         answer_cue: text between a span and its label; the model's if None.
         lora_rank: trains adapters of this rank instead of all weights.

@@ -15,6 +15,7 @@ import torch
 from accelerate import PartialState
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
+from ..core.configuration import EXHAUSTIVE_SPAN_WORDS
 from ..core.gguf_files import load_tokenizer
 from ..core.hub import write_tokenizer
 from ..core.modeling import DecodNERForSpanClassification
@@ -31,7 +32,6 @@ from .sources import TrainingData, read_training_data
 from .trainer import SpanTrainer, TimeLimit, UnscoredError
 
 OPEN_PROMPT_TOKENS = 512  # most tokens of an open prompt, where the model has twice as many positions
-LISTED_SPAN_WORDS = 8  # of a model that grows its spans
 Report = Callable[[str], None]
 RECORDED = (
     *("model", "epochs", "optimizer", "learning_rate", "row_tokens", "rows_per_step", "none_weight", "loss_divisor"),
@@ -164,7 +164,7 @@ def make_rows(
         tokenizer,
         template,
         max_span_words=config.max_span_words,
-        listed_span_words=options.listed_span_words or (LISTED_SPAN_WORDS if options.continuation else None),
+        listed_span_words=options.listed_span_words or (EXHAUSTIVE_SPAN_WORDS if options.continuation else None),
         continuation=options.continuation,
         types=data.open_types if prompt is None else list(config.labels),
         max_tokens=None if limit is None else limit - prompt_tokens - cue_tokens,

@@ -16,6 +16,7 @@ from pathlib import Path
 from transformers import pipeline
 
 import decodner_hf  # noqa: F401  registers the task
+from decodner_hf.core.configuration import EXHAUSTIVE_SPAN_WORDS
 from decodner_hf.data.examples import load_examples
 from decodner_hf.data.label_maps import LabelMap
 from decodner_hf.evaluation.calibration import fit_jointly
@@ -33,12 +34,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(argv)
     pipe = pipeline("decodner-ner", model=options.model, dtype="float32")
+    words = min(EXHAUSTIVE_SPAN_WORDS, pipe.model.config.max_span_words)
     scored = []
     for entry in json.loads(options.sets.read_text(encoding="utf-8")):
         names = LabelMap.read(entry["label_map"])
         examples = load_examples(entry["path"], entry.get("split", "dev"), label_map=names, limit=entry.get("limit"))
         labels = names.labels
-        found = score_examples(pipe, examples, candidate_labels=labels)
+        found = score_examples(pipe, examples, candidate_labels=labels, max_span_words=words, ask_growth=True)
         scored.append((found, Decoder.of(pipe, found.labels, candidate_labels=labels)))
         print(f"{entry.get('name', entry['path'])}: {len(examples):,} examples, {len(labels)} labels", flush=True)
     fitted = fit_jointly(scored)

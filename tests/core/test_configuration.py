@@ -100,3 +100,11 @@ def test_a_saved_configuration_says_nothing_of_where_the_decoder_lay(tmp_path):
     decoder._name_or_path = "/some/where"
     DecodNERConfig(text_config=decoder).save_pretrained(tmp_path)
     assert "/some/where" not in (tmp_path / "config.json").read_text()
+
+
+def test_the_width_is_larger_for_models_that_grow_spans():
+    assert DecodNERConfig().max_span_words == 8
+    grown = DecodNERConfig(continuation=True)
+    assert grown.max_span_words == 32
+    assert DecodNERConfig.from_dict(grown.to_dict()).max_span_words == 32
+    assert DecodNERConfig(continuation=True, max_span_words=5).max_span_words == 5

@@ -188,6 +188,19 @@ def test_growth_of_a_model_without_the_question_is_refused(exact):
         plain("Apple", candidate_labels=["a"], growth=True)
 
 
+def test_wide_spans_of_the_caller_are_refused_where_spans_grow(exact):
+    text = "a b c d e f"
+    wide = {"candidate_labels": ["a"], "threshold": 0.0, "overlap": "all", "max_span_words": 4}
+    with pytest.raises(
+        ValueError, match=r"span \(2, 11\) has 5 words.* max_span_words=4: give a larger .*growth=False"
+    ):
+        exact({"text": text, "spans": [(0, 1), (2, 11)]}, **wide)
+    with pytest.raises(ValueError, match=r"document 1: span \(1, 6\) has 5 words"):
+        exact([{"text": text}, {"words": text.split(), "spans": [(1, 6)]}], **wide)
+    for allowed in ({"growth": False}, {"max_span_words": 5}):
+        assert len(exact({"text": text, "spans": [(2, 11)]}, **(wide | allowed))) == 1
+
+
 @pytest.mark.parametrize("threshold", [-0.1, 1.1, "0.5", True])
 def test_a_threshold_that_is_no_probability_is_refused(exact, threshold):
     with pytest.raises(ValueError, match="growth_threshold must be a number from 0 to 1"):
@@ -199,6 +212,32 @@ def test_a_document_in_which_everything_goes_on_keeps_every_span(exact):
     exact.scorer.token_budget = 100
     grown, every = (exact(REPEATED, **asked, **growth) for growth in ({"growth_threshold": 0.0}, {"growth": False}))
     assert [(e["start"], e["end"]) for e in grown] == [(e["start"], e["end"]) for e in every]
+
+
+@pytest.mark.parametrize("budget", [100, 4096])
+@pytest.mark.parametrize("width", [8, 32])
+def test_a_list_of_names_costs_no_more_than_scoring_all_spans(tokenizer, monkeypatch, width, budget):
+    pipe = questioned(tokenizer, tiny_native(vocab_size=len(tokenizer), max_position_embeddings=170))
+    pipe.scorer.token_budget = budget
+    nodes = {"score_rows": 0, "score_forest": 0}
+
+    def counted(name):
+        score = getattr(pipe.model, name)
+
+        def run(rows, *args):
+            nodes[name] += len(rows.token_ids)
+            return score(rows, *args)
+
+        return run
+
+    for name in nodes:
+        monkeypatch.setattr(pipe.model, name, counted(name))
+    names = "Ana Bo Jean Picard New York Steel Ana Bo Cy and Washington Ana Zürich " * 3
+    asked = {"max_span_words": width, "long_documents": "window"}
+    (grown,) = pipe.scorer.score([encoded(pipe, names, growth_threshold=0.0, **asked)])
+    (every,) = pipe.scorer.score([encoded(pipe, names, growth=False, **asked)])
+    assert 0 < nodes["score_rows"] <= nodes["score_forest"]
+    np.testing.assert_allclose(grown.label_logits, every.label_logits, rtol=0, atol=1e-4)
 
 
 def test_the_configuration_keeps_growth(exact, tmp_path):

@@ -5,9 +5,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_training import LABELS, fixed_rows, run_command, tiny_classifier, trainer
+from tiny_training import LABELS, fixed_rows, parsed, run_command, tiny_classifier, trainer
 from tokenizers_for_tests import byte_level_single_digits
+from transformers import pipeline
 
+from decodner_cli import train as train_command
 from decodner_hf import DecodNERConfig, DecodNERPipeline, PromptTemplate
 from decodner_hf.core.label_head import UNLABELLED, continuation_loss
 from decodner_hf.core.spans import encode_documents
@@ -129,14 +131,20 @@ def answers_of(rows, index):
 
 
 def expected_answers(example, asked):
-    """The definition: for each span, whether some gold span of an asked label is longer and has its first word."""
+    """The definition: for each span, whether some gold span of an asked label is longer and has its first word.
+
+    Where the example is labelled in part, the answer "no" is known of spans that begin inside a gold span alone.
+    """
     (document,) = encoder(4, 2).encode(passages_of([example]))
     gold, _ = gold_in_words(example)
-    unknown = UNLABELLED if example.partial else 0
-    return [
-        1 if any(start == s and end > e and label in asked for start, end, label in gold) else unknown
-        for s, e in pairs(document)
-    ]
+
+    def answer(s, e):
+        if any(start == s and end > e and label in asked for start, end, label in gold):
+            return 1
+        known = not example.partial or any(start <= s < end for start, end, _ in gold)
+        return 0 if known else UNLABELLED
+
+    return [answer(*pair) for pair in pairs(document)]
 
 
 @given(examples())
@@ -173,6 +181,33 @@ def test_open_rows_answer_for_the_types_that_their_prompts_ask_for(partial):
             assert answers == expected_answers(example, asked)
             seen.add(tuple(answers))
     assert len(seen) > 2  # LOC is too wide to be a candidate itself, and is asked for all the same
+
+
+def test_a_partly_labelled_document_knows_what_stops_inside_its_names_alone():
+    example = Example(["Ana", "Bo", "met", "Cy", "of", "York"], ((0, 2, "PER"),), partial=True)
+
+    def all_labels(_, tokenizer, template):
+        return fixed_prompt(dict.fromkeys(LABELS), tokenizer, template)
+
+    (found,) = answers_of(rows_of_sources([example], all_labels), 0)
+    (document,) = encoder(4, 2).encode(passages_of([example]))
+    known = {pair: answer for pair, answer in zip(pairs(document), found, strict=True) if answer != UNLABELLED}
+    assert known == {(0, 1): 1, (0, 2): 0, (0, 3): 0, (1, 2): 0, (1, 3): 0}
+
+
+def test_long_names_are_trained_to_their_end_without_all_spans_of_their_length():
+    words = [f"w{number}" for number in range(60)]
+    example = Example(words, ((10, 42, "ORG"),))
+    tokenizer, template = byte_level_single_digits(), PromptTemplate()
+    source = TrainingSource("tiny", [example], LABELS)
+    settings = {"max_span_words": 32, "listed_span_words": 8, "continuation": True}
+    (document,) = encode_sources([source], tokenizer, template, **settings).documents
+    answers = document.continues(np.ones(len(LABELS), bool))
+    (encoded,) = encoder(32, 8).encode(passages_of([example]))
+    goes_on = {pair for pair, answer in zip(pairs(encoded), answers.tolist(), strict=True) if answer == 1}
+    assert goes_on == {(10, end) for end in range(11, 42)}
+    assert (10, 42) in pairs(encoded)  # which stops
+    assert len(answers) == 8 * 60 - 28 + 24  # up to eight words from everywhere, and up to 32 from the name's start
 
 
 def test_windows_of_a_long_document_know_the_gold_of_the_whole():
@@ -220,6 +255,28 @@ def test_a_trained_model_answers_the_question_and_grows_spans(tmp_path):
     ]
     assert {"Ana", "Ana Bo", "Ana Bo Cy", "Bo", "Cy", "met", "Dan"} in grown  # prefixes of the name alone go on
     assert len(pipe(text, growth=False, **asked)) == 14
+
+
+@pytest.mark.parametrize("continuation", [[], ["--continuation"]], ids=["without", "with"])
+def test_the_width_follows_the_question(files, continuation):
+    assert run_command(files, "--continuation", "--max-steps", "1", "--max-span-words", "32") == 0
+    (files / "base").rename(files / "first")
+    (files / "out").rename(files / "base")
+    command = ["--model", files / "base", "--output", files / "out", "--train", files / "data.jsonl", "--cpu"]
+    command += ["--workers", "0", "--row-tokens", "512", "--max-steps", "1", *continuation]
+    assert train_command.run(parsed(command)) == 0
+    assert DecodNERConfig.from_pretrained(files / "out").max_span_words == (32 if continuation else 8)
+
+
+def test_adapters_answer_the_question_too(files, peft):  # noqa: ARG001
+    assert run_command(files, "--continuation", "--lora-rank", "2", "--labels", *LABELS) == 0
+    pipe = pipeline("decodner-ner", model=str(files / "out"))
+    assert pipe.model.config.continuation
+    assert pipe.settings_for({}).growth
+    asked = {"overlap": "all", "threshold": 0.0, "return_report": True}
+    every, none = (pipe("Apple in Cupertino", growth_threshold=value, **asked) for value in (0.0, 1.0))
+    assert len(every["entities"]) == 6
+    assert none["report"]["candidates_left_out"]["not_grown"] == 3
 
 
 def test_the_command_trains_the_question(files):
