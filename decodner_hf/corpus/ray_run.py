@@ -44,6 +44,9 @@ from .tally import WARNINGS_SHOWN
 
 ROUNDS_WITHOUT_PARTS = 3  # after which workers are lost for a reason that does not pass
 TASK_CPUS = 0.1  # of tasks that read and write
+CHUNKS_AHEAD = (
+    2  # that an actor has; 1 in rounds after a loss, so that a chunk that ends actors takes no other with it
+)
 ACTORS_PER_TASK = 4  # for so many actors one more task reads, and one more writes
 ONE_BY_ONE: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
 
@@ -84,7 +87,7 @@ def run_on_ray(
         RuntimeError: workers that are lost again and again.
     """
     folder = _output_folder(job).resolve()
-    job.check_beginning()
+    total = job.check_beginning()
     ray = connect(address)
     folder.mkdir(parents=True, exist_ok=True)
     with locked(job.side_file("lock"), folder):
@@ -106,7 +109,7 @@ def run_on_ray(
             if journal.header() is None:
                 return read_report(job.side_file("report.json"))
         rounds = _Rounds(ray, _for_all_machines(job, run), folder, load, device, place, run["model"], size)
-        parts = rounds.complete(progress or Progress())
+        parts = rounds.complete(progress or Progress(), total)
         _unify(ray, job, parts)
         report = report_on(parts)
         for skipped in report.skipped[:WARNINGS_SHOWN]:
@@ -135,8 +138,8 @@ class _Rounds:
         self.ray, self.job, self.folder, self.load, self.device = ray, job, folder, load, device
         self.place, self.model, self.size = place, model, size
 
-    def complete(self, progress: Progress) -> list[WrittenPart]:
-        """Returns all parts, in order.
+    def complete(self, progress: Progress, total: int | None) -> list[WrittenPart]:
+        """Returns all parts, in order; `total` is the number of documents, if that is known.
 
         Raises:
             RuntimeError: round after round without a part.
@@ -145,11 +148,12 @@ class _Rounds:
         remove_unfinished(self.folder)
         shards = shards_of(self.job)
         parts = list(find_parts(self.folder))
-        without = 0
-        with progress.over(None, sum(part.report.documents for part in parts), Meter(), None):
+        ahead, without = CHUNKS_AHEAD, 0
+        with progress.over(total, sum(part.report.documents for part in parts), Meter(), None):
             while left := missing(shards, parts):
                 before = len(parts)
-                self._round([(shard, left[shard.number]) for shard in shards if shard.number in left], progress)
+                self._round([(shard, left[shard.number]) for shard in shards if shard.number in left], ahead, progress)
+                ahead = 1
                 parts += find_parts(self.folder, {part.path for part in parts})
                 parts.sort(key=lambda part: (part.shard, part.number))
                 without = 0 if len(parts) > before else without + 1
@@ -160,8 +164,8 @@ class _Rounds:
                     )
         return parts
 
-    def _round(self, left: list[tuple[Shard, frozenset[int]]], progress: Progress) -> None:
-        """Annotates what is left; what workers that are lost had stays left."""
+    def _round(self, left: list[tuple[Shard, frozenset[int]]], ahead: int, progress: Progress) -> None:
+        """Annotates what is left, `ahead` chunks per actor; what workers that are lost had stays left."""
         now = room(self.ray, self.device, None)
         actors = min(now.actors, self.place.actors)
         data = self.ray.data
@@ -174,7 +178,7 @@ class _Rounds:
                 .map_batches(
                     Annotator,
                     fn_constructor_args=(self.load, now.device, self.model),
-                    compute=data.ActorPoolStrategy(size=actors),
+                    compute=data.ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=ahead),
                     **_without_restarts(self.ray),
                     **now.resources,
                     **ONE_BY_ONE,
