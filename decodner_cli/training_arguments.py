@@ -8,7 +8,6 @@ import argparse
 import os
 import re
 from pathlib import Path
-from typing import Any
 
 WORKERS = min(4, os.cpu_count() or 1)
 
@@ -30,19 +29,19 @@ def spelled_as_flags(message: str) -> str:
     return re.sub(r"`(\w+)`", lambda match: flag_of(match[1]), message)
 
 
-def _add_integer(group: Any, flag: str, default: int | None, text: str) -> None:
+def _add_integer(group: argparse._ArgumentGroup, flag: str, default: int | None, text: str) -> None:
     """Adds an integer; its default, if it has one, is added to the help `text`."""
     shown = "" if default is None else " (default: %(default)s)"
     group.add_argument(flag, type=int, default=default, metavar="N", help=f"{text}{shown}")
 
 
-def _add_number(group: Any, flag: str, default: float | None, text: str) -> None:
+def _add_number(group: argparse._ArgumentGroup, flag: str, default: float | None, text: str) -> None:
     """Adds a number; its default, if it has one, is added to the help `text`."""
     shown = "" if default is None else " (default: %(default)s)"
     group.add_argument(flag, type=float, default=default, metavar="X", help=f"{text}{shown}")
 
 
-def _add_data_arguments(group: Any) -> None:
+def _add_data_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--train", metavar="PATH", help="a file, a folder with split files, or a Hub id")
     group.add_argument("--train-split", default="train", help="of a folder or a Hub dataset (default: %(default)s)")
     group.add_argument(
@@ -61,7 +60,7 @@ def _add_data_arguments(group: Any) -> None:
     _add_integer(group, "--limit", None, "no more than N examples of each source")
 
 
-def add_context_arguments(group: Any) -> None:
+def add_context_arguments(group: argparse._ArgumentGroup) -> None:
     """Adds how much of its document a sentence is read with."""
     group.add_argument(
         "--context", choices=("sentence", "document", "preceding"), default="sentence",
@@ -70,7 +69,7 @@ def add_context_arguments(group: Any) -> None:
     _add_integer(group, "--context-words", 400, "most words of a joined passage, or before a sentence")
 
 
-def _add_model_arguments(group: Any) -> None:
+def _add_model_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--model", required=True, metavar="DIR_OR_ID",
         help="the decoder to start from, or a model of this package: a folder, a .gguf file, or a name on the Hub",
@@ -110,7 +109,7 @@ def _add_model_arguments(group: Any) -> None:
     group.add_argument("--licence", metavar="ID", help="of the result, for its card")
 
 
-def _add_run_arguments(group: Any) -> None:
+def _add_run_arguments(group: argparse._ArgumentGroup) -> None:
     _add_integer(group, "--epochs", 8, "passes over the data")
     _add_number(group, "--learning-rate", 3e-4, "the highest")
     group.add_argument(

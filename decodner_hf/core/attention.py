@@ -44,7 +44,7 @@ def decodner_attention(
     s_aux: torch.Tensor | None = None,
     forest_metadata: AttentionMetadata | None = None,
     forest_layer: LayerInputs | None = None,
-    **kwargs: Any,
+    **kwargs: object,
 ) -> tuple[torch.Tensor, None]:
     """The function that transformers calls in every attention layer under the name "decodner".
 
@@ -170,7 +170,7 @@ def _ordinary_attention(
     dropout: float,
     softcap: float | None,
     sinks: torch.Tensor | None,
-    kwargs: dict[str, Any],
+    kwargs: dict[str, object],
 ) -> tuple[torch.Tensor, None]:
     """The sdpa attention of transformers; models with softcap or sinks, which it cannot do, take the plain formula."""
     if softcap is None and sinks is None:

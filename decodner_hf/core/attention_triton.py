@@ -7,7 +7,6 @@ installed. Knows nothing of models, caches or how forests are made.
 
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
-from typing import Any
 
 import torch
 
@@ -167,8 +166,7 @@ def _forest_attention_operator(
     prefix = [key, value]  # never read where P is 0
     if prefix_key is not None and prefix_value is not None and prefix_key.shape[2]:
         prefix_length, prefix = prefix_key.shape[2], [prefix_key, prefix_value]
-    fields: Sequence[Any] = config
-    setting = KernelConfig(*fields)
+    setting = KernelConfig(*config)  # type: ignore[arg-type]  # an operator takes integers only
     operands = [_unit_stride(tensor) for tensor in (key, value, *prefix)]
     strides = [stride for tensor in (query, *operands) for stride in tensor.stride()[1:3]]
     tma = setting.tma and all(map(_is_aligned, operands))
@@ -212,7 +210,9 @@ def _splits(programs: int, prefix_length: int, resident: int, device: torch.devi
 
 
 @_forest_attention_operator.register_fake
-def _forest_attention_shape(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *others: Any) -> torch.Tensor:
+def _forest_attention_shape(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *others: object
+) -> torch.Tensor:
     return query.new_empty(1, query.shape[2], query.shape[1], value.shape[3])
 
 

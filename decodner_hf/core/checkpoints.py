@@ -259,10 +259,10 @@ def resolve_checkpoint(path: str, hub: dict[str, Any], gguf_file: str | None = N
     if adapter_config is None:
         return Checkpoint(_read_config(path, hub), path, None)
     base = adapter_config.get("base_model_name_or_path")
-    if not base:
+    if not base or not isinstance(base, str):
         raise ValueError(f"the adapter at {path!r} does not name its base model (base_model_name_or_path).")
     local = {name: value for name, value in hub.items() if name not in ("revision", "subfolder")}
-    folder, file = split_gguf(str(base))
+    folder, file = split_gguf(base)
     if file is not None:
         check_gguf(folder, file, local)
     if read_json(path, "config.json", hub) is None:

@@ -64,12 +64,12 @@ class SpanPassGraphs:
         self._weights: list[torch.Tensor] = []  # that the graphs read
         self._met: Counter[PassSize] = Counter()
         self.inputs: StaticInputs | None = None
-        self._pool: Any = None
+        self._pool: Any = None  # torch's handle has a private type
         self._stream: torch.cuda.Stream | None = None
         self.refused = not _stay_put(backbone)
         self.captures = 0
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         """A copy of the model, or one that was unpickled, has none."""
         return type(None), ()
 
@@ -205,7 +205,7 @@ class SpanPassGraphs:
         return Captured(graph, logits)
 
 
-def _embedding(backbone: Any) -> torch.Tensor:
+def _embedding(backbone: PreTrainedModel) -> torch.Tensor:
     weight: torch.Tensor = backbone.get_input_embeddings().weight
     return weight
 
@@ -217,7 +217,7 @@ def _stay_put(backbone: nn.Module) -> bool:
     return plain and len(devices) == 1 and not adapted_layers(backbone)
 
 
-def never_waits(run: Callable[[], Any]) -> bool:
+def never_waits(run: Callable[[], object]) -> bool:
     """Runs a pass; whether the host did without waiting for the GPU, as what a graph captures must."""
     before = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings():

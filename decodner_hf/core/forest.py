@@ -9,7 +9,6 @@ Knows nothing of tokenizers, labels or attention.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -75,7 +74,7 @@ class TokenForest:
         """Number of spans (S)."""
         return self.span_nodes.shape[0]
 
-    def to(self, device: Any) -> "TokenForest":
+    def to(self, device: torch.device | str) -> "TokenForest":
         """Returns this forest with its tensors on `device`."""
         return TokenForest(**{name: tensor.to(device) for name, tensor in vars(self).items()})
 

@@ -182,7 +182,7 @@ def get_entity_scores(
     return logits[rows, real.sum(1) - 1].index_select(1, columns)  # [batch, vocab] -> [batch, num_labels]
 
 
-def _checked_token_ids(label_token_ids: Any, vocab: int) -> torch.Tensor:
+def _checked_token_ids(label_token_ids: Sequence[int] | torch.Tensor, vocab: int) -> torch.Tensor:
     """Returns the ids as int64 [num_labels]."""
     ids = torch.as_tensor(label_token_ids)
     if ids.ndim != 1 or not ids.numel() or ids.is_floating_point() or ids.dtype == torch.bool:

@@ -261,9 +261,9 @@ class LabelPrompts:
         self._kept: OrderedDict[Labels, tuple[EncodedPrompt, ...]] = OrderedDict()
         self._lock = Lock()
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         """Copies and pickles without the prompts kept and their lock."""
-        return type(self), (self.tokenizer, self.template, self.max_positions)
+        return type(self), (self.tokenizer, self.template, self.max_positions, bool(self.question.size))
 
     def __call__(self, labels: Labels) -> tuple[EncodedPrompt, ...]:
         """Returns the prompts of a label set: one, or as many shards as symbols and positions make necessary.

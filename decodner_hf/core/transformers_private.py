@@ -124,16 +124,16 @@ def adapter_path(adapter_kwargs: dict[str, Any]) -> str | None:
     return found
 
 
-def read_json(path: str, name: str, hub: dict[str, Any]) -> dict[str, Any] | None:
+def read_json(path: str, name: str, hub: dict[str, object]) -> dict[str, object] | None:
     """Reads the JSON file `name` of a folder or Hub repository; None where there is no such file."""
     found = cached_path(path, name, hub)
     if found is None:
         return None
-    values: dict[str, Any] = json.loads(Path(found).read_text(encoding="utf-8"))
+    values: dict[str, object] = json.loads(Path(found).read_text(encoding="utf-8"))
     return values
 
 
-def cached_path(path: str, name: str, hub: dict[str, Any]) -> str | None:
+def cached_path(path: str, name: str, hub: dict[str, object]) -> str | None:
     """Returns where the file `name` of a folder or Hub repository is, downloaded if need be; None if it has none.
 
     Args:

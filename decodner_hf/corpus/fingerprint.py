@@ -9,7 +9,6 @@ Knows nothing of files or documents.
 import hashlib
 import json
 from dataclasses import asdict
-from typing import Any
 
 import torch
 
@@ -39,10 +38,10 @@ def fingerprint(pipe: DecodNERPipeline) -> str:
     return digest.hexdigest()
 
 
-def settings_of(pipe: DecodNERPipeline) -> dict[str, Any]:
+def settings_of(pipe: DecodNERPipeline) -> dict[str, object]:
     """Returns the pipeline's settings as they are when a call names none, as plain values."""
     settings = asdict(pipe.settings_for({}))
-    plain: dict[str, Any] = json.loads(json.dumps(settings, default=str))
+    plain: dict[str, object] = json.loads(json.dumps(settings, default=str))
     return plain
 
 
@@ -53,7 +52,7 @@ def _sample(weight: torch.Tensor) -> torch.Tensor:
     return flat[places.long().to(flat.device)].contiguous().view(torch.uint8)
 
 
-def _without(value: Any, names: tuple[str, ...]) -> Any:
+def _without(value: object, names: tuple[str, ...]) -> object:
     if not isinstance(value, dict):
         return value
     return {name: _without(part, names) for name, part in value.items() if name not in names}

@@ -38,7 +38,7 @@ class Result:
     place: str
     entities: Entities | None
     reason: str | None
-    reading: dict[str, Any] | None
+    reading: dict[str, object] | None
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,13 @@ class Journal:
         """Names the file; touches nothing."""
         self.path = path
 
-    def create(self, header: dict[str, Any]) -> None:
+    def create(self, header: dict[str, object]) -> None:
         """Begins a new journal with its header; FileExistsError if there is one."""
         with open_side_file(self.path, "x") as file:
             file.write(_line({"kind": KIND} | header))
             sync(file)
 
-    def header(self) -> dict[str, Any] | None:
+    def header(self) -> dict[str, object] | None:
         """Returns the header, None where there is no journal, or one that was interrupted within its header.
 
         Raises:
@@ -198,7 +198,7 @@ class JournalWriter:
         self.file.flush()
 
 
-def _line(value: dict[str, Any] | list[Any]) -> bytes:
+def _line(value: dict[str, object] | list[object]) -> bytes:
     text = json.dumps(value).encode("ascii")
     return b"%08x %s\n" % (zlib.crc32(text), text)
 

@@ -43,7 +43,7 @@ class Record:
 
     place: str
     text: str
-    fields: dict[str, Any]
+    fields: dict[str, object]
     problem: str | None = None
     row: int = 0
     source: int = 0

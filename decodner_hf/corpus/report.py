@@ -35,8 +35,8 @@ class Report:
     documents: int = 0
     entities: Counter[str] = field(default_factory=Counter)
     windows: int = 0
-    truncated: list[dict[str, Any]] = field(default_factory=list)
-    words_left_out: list[dict[str, Any]] = field(default_factory=list)
+    truncated: list[dict[str, object]] = field(default_factory=list)
+    words_left_out: list[dict[str, object]] = field(default_factory=list)
     candidates: int = 0
     candidates_left_out: Counter[str] = field(default_factory=Counter)
     skipped: list[dict[str, str]] = field(default_factory=list)
@@ -66,12 +66,12 @@ class Report:
             elif name != "was_complete":
                 setattr(self, name, getattr(self, name) + value)
 
-    def values(self) -> dict[str, Any]:
+    def values(self) -> dict[str, object]:
         """Returns the counts as values of JSON, labels by frequency."""
         counts = {name: value for name, value in vars(self).items() if name != "was_complete"}
         return counts | {"entities": dict(self.entities.most_common())}
 
-    def write(self, path: Path, run: dict[str, Any], outputs: list[Path]) -> None:
+    def write(self, path: Path, run: dict[str, object], outputs: list[Path]) -> None:
         """Writes the report, with what identifies the run and its outputs."""
         values = {
             "kind": KIND,
@@ -86,13 +86,13 @@ class Report:
             finish(path)
 
 
-def finished_run(path: Path, outputs: list[Path]) -> dict[str, Any] | None:
+def finished_run(path: Path, outputs: list[Path]) -> dict[str, object] | None:
     """Returns what identifies the run that wrote the report and, as they are now, the outputs; None if none did."""
     try:
         values = json.loads(path.read_bytes())
         if values["kind"] != KIND or values["outputs"] != [[str(file), file.stat().st_size] for file in outputs]:
             return None
-        run: dict[str, Any] = values["run"]
+        run: dict[str, object] = values["run"]
     except (OSError, ValueError, KeyError, TypeError):  # no report, or some other file
         return None
     return run
@@ -103,7 +103,7 @@ def read_report(path: Path) -> Report:
     return report_of(json.loads(path.read_bytes()), was_complete=True)
 
 
-def report_of(values: dict[str, Any], *, was_complete: bool = False) -> Report:
+def report_of(values: dict[str, object], *, was_complete: bool = False) -> Report:
     """Returns the report whose `values` these are; others are ignored."""
     counters = {name: Counter(values[name]) for name in ("entities", "candidates_left_out")}
     names = (name for name in Report.__dataclass_fields__ if name in values)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-Rows = Iterable[tuple[str, dict[str, Any]]]  # (place for messages, row)
+Rows = Iterable[tuple[str, dict[str, object]]]  # (place for messages, row)
 SPLIT_NAMES = dict.fromkeys(("dev", "valid", "validation"), ("dev", "valid", "validation"))
 SUFFIXES = (".jsonl", ".json", ".conll", ".txt", ".parquet")
 HUB_NAMES = {"conll2003": ("eriktks/conll2003", "refs/convert/parquet")}  # by revision: the id alone is a script
@@ -58,21 +58,21 @@ def _file_rows(path: Path) -> Rows:
     raise ValueError(f"cannot read {path.name!r}: its name must end in one of {', '.join(SUFFIXES)}.")
 
 
-def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, object]]]:
     with path.open(encoding="utf-8-sig", newline="\n") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
                 yield _json_row(f"{path}, line {number}", line)
 
 
-def _json_row(place: str, line: str) -> tuple[str, dict[str, Any]]:
+def _json_row(place: str, line: str) -> tuple[str, dict[str, object]]:
     try:
         return place, json.loads(line)
     except json.JSONDecodeError as error:
         raise ValueError(f"{place} is not JSON: {error}") from error
 
 
-def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, object]]]:
     _, rows = _json_row(str(path), path.read_text("utf-8-sig"))
     if not isinstance(rows, list):
         raise ValueError(f"{path} must hold a list of examples; a file with one per line is called .jsonl.")
@@ -80,7 +80,7 @@ def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"{path}, example {number}", row
 
 
-def _conll_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _conll_rows(path: Path) -> Iterator[tuple[str, dict[str, object]]]:
     """Reads one word per line, its tag last; blank lines end a sentence, -DOCSTART- begins a document."""
     document, first = 0, 0
     words: list[str] = []
@@ -121,7 +121,7 @@ def _dataset_rows(data: Any, source: object, split: str | None) -> Rows:
 
 def _named_rows(
     data: Iterable[dict[str, Any]], source: object, class_names: Mapping[str, Sequence[str]]
-) -> Iterator[tuple[str, dict[str, Any]]]:
+) -> Iterator[tuple[str, dict[str, object]]]:
     """Yields rows with names in place of class numbers."""
     for number, row in enumerate(data, 1):
         place = f"{source}, row {number}"

@@ -122,7 +122,7 @@ class _Columns:
     tags: str | None
     entities: str | None
 
-    def read(self, place: str, row: Any, partial: bool) -> Example:
+    def read(self, place: str, row: object, partial: bool) -> Example:
         """Makes an example of a row, or raises a ValueError that names its place."""
         if not isinstance(row, Mapping):
             raise ValueError(f"{place} must be an object, not a {type(row).__name__}.")
@@ -139,7 +139,7 @@ class _Columns:
             bool(row.get("partial", partial)),
         )
 
-    def _content(self, row: Mapping[str, Any]) -> str | list[str]:
+    def _content(self, row: Mapping[str, object]) -> str | list[str]:
         tokens = None if self.text else _column(row, self.tokens, TOKENS_COLUMNS)
         if tokens is not None:
             words = row[tokens]
@@ -158,29 +158,35 @@ class _Columns:
             raise ValueError(f"the column {text!r} must hold a text, not {row[text]!r:.80}.")
         return str(row[text])
 
-    def _entities(self, row: Mapping[str, Any], content: str | list[str]) -> list[tuple[int, int, str]]:
+    def _entities(self, row: Mapping[str, object], content: str | list[str]) -> list[tuple[int, int, str]]:
         entities = None if self.tags else _column(row, self.entities, ENTITIES_COLUMNS)
         if entities is not None:
-            return [_entity(value, len(content)) for value in row[entities]]
+            listed = row[entities]
+            if not isinstance(listed, Sequence) or isinstance(listed, str):
+                raise ValueError(f"the column {entities!r} must hold a list of entities, not {listed!r:.80}.")
+            return [_entity(value, len(content)) for value in listed]
         tags = _column(row, self.tags, TAGS_COLUMNS)
         if tags is None:
             raise ValueError(
                 f"there is no column {' or '.join(ENTITIES_COLUMNS + TAGS_COLUMNS)}, only {sorted(row)}: name the "
                 "column of the entities or of the tags."
             )
-        if isinstance(content, str) or len(row[tags]) != len(content):
+        given = row[tags]
+        if not isinstance(given, Sequence) or isinstance(given, str):
+            raise ValueError(f"the column {tags!r} must hold a list of tags, not {given!r:.80}.")
+        if isinstance(content, str) or len(given) != len(content):
             held = "a text" if isinstance(content, str) else f"{len(content)} words"
-            raise ValueError(f"{len(row[tags])} tags in {tags!r} belong to {held}: tags need a list of as many words.")
-        return tags_to_entities(row[tags])
+            raise ValueError(f"{len(given)} tags in {tags!r} belong to {held}: tags need a list of as many words.")
+        return tags_to_entities(given)
 
 
-def _column(row: Mapping[str, Any], named: str | None, usual: Sequence[str]) -> str | None:
+def _column(row: Mapping[str, object], named: str | None, usual: Sequence[str]) -> str | None:
     if named is not None and named not in row:
         raise ValueError(f"there is no column {named!r}, only {sorted(row)}.")
     return named or next((name for name in usual if name in row), None)
 
 
-def _entity(value: Any, length: int) -> tuple[int, int, str]:
+def _entity(value: object, length: int) -> tuple[int, int, str]:
     fields: list[Any] = list(value) if isinstance(value, list | tuple) else []
     if isinstance(value, Mapping):
         label_key = next((key for key in LABEL_KEYS if key in value), "label")

@@ -62,12 +62,12 @@ class Calibration:
         for name in FITTED:
             setattr(config, name, copy(getattr(self, name)))
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Returns plain values, for JSON."""
         return asdict(self)
 
 
-def uncalibrated() -> dict[str, Any]:
+def uncalibrated() -> dict[str, object]:
     """Returns the default values of all that calibration fits, for weights that nothing was fitted to."""
     plain = DecodNERConfig()
     return {name: getattr(plain, name) for name in FITTED}
@@ -202,7 +202,7 @@ def _least(nll: Callable[[float], float], tolerance: float = 1e-4) -> float:
     return float(np.exp((low + high) / 2.0))
 
 
-def reliability(scored: ScoredExamples, decoder: Decoder) -> dict[str, Any]:
+def reliability(scored: ScoredExamples, decoder: Decoder) -> dict[str, object]:
     """Compares scores with accuracy: how often a candidate's best label is right, in ten bins of equal width.
 
     Returns:

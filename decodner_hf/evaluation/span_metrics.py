@@ -7,9 +7,9 @@ Knows nothing of models, scores or files.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ..core.arrays import BoolArray, FloatArray, IntArray
 
@@ -92,7 +92,7 @@ def found(rows: IntArray, among: IntArray) -> BoolArray:
     return np.isin(numbers[: len(rows)], numbers[len(rows) :])
 
 
-def precision_recall_f1(correct: Any, predicted: Any, gold: Any) -> FloatArray:
+def precision_recall_f1(correct: ArrayLike, predicted: ArrayLike, gold: ArrayLike) -> FloatArray:
     """Returns float64 [..., 3] of counts that broadcast; a quotient without a denominator is 0."""
     hits, proposed, wanted = (np.asarray(count, np.float64) for count in (correct, predicted, gold))
     parts = ((hits, proposed), (hits, wanted), (2.0 * hits, proposed + wanted))
@@ -107,7 +107,7 @@ def span_scores(
     units: IntArray | None = None,
     resamples: int = 0,
     seed: int = 0,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Scores predictions against gold spans.
 
     Args:

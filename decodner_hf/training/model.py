@@ -6,7 +6,6 @@ Knows nothing of examples or rows.
 
 from collections.abc import Mapping
 from importlib.util import find_spec
-from typing import Any
 
 import torch
 
@@ -31,7 +30,7 @@ def load_model(options: TrainingOptions, labels: Mapping[str, str | None] | None
         ImportError: PEFT is needed and not installed.
     """
     adapted = options.lora_rank is not None
-    settings: dict[str, Any] = {"dtype": torch.bfloat16 if adapted else torch.float32}
+    settings: dict[str, object] = {"dtype": torch.bfloat16 if adapted else torch.float32}
     settings |= uncalibrated()  # the calibration was fitted to the old weights
     settings["continuation"] = options.continuation
     if options.max_span_words is not None:

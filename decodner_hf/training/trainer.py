@@ -15,14 +15,23 @@ from accelerate import PartialState
 from accelerate.utils import reduce
 from safetensors.torch import load_file
 from torch import nn
+from torch.nn.modules.module import _IncompatibleKeys
 from torch.utils.data import Sampler, SequentialSampler
-from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
-from ..core.adapters import active_adapters
+from ..core.adapters import ADAPTER_WEIGHTS, PEFT_PREFIX, active_adapters
 from ..core.attention import ATTENTION_NAME
 from ..core.compatibility import native_class
 from ..core.hub import TASK
-from ..core.label_head import continuation_loss, span_loss
+from ..core.label_head import SpanClassifierOutput, continuation_loss, span_loss
 from ..core.modeling import DecodNERForSpanClassification
 from ..core.pipeline import DecodNERPipeline
 from ..core.validation import check_number
@@ -32,7 +41,6 @@ from ..evaluation.labelled_scoring import evaluate as evaluate_spans
 from ..evaluation.span_metrics import precision_recall_f1
 from .rows import HOST_ARRAYS, PackedRows, collate_row
 
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 FIXED_ARGUMENTS = {"per_device_train_batch_size": 1, "remove_unused_columns": False}
 TARGETS = ("labels", "span_continues")  # of a row: what the model does not see
 TIME_CHECK_STEPS = 10  # ranks ask one another about the time every so many steps
@@ -49,7 +57,13 @@ class TimeLimit(TrainerCallback):
         """`end` is on the monotonic clock, in seconds."""
         self.end = end
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: object,  # noqa: ARG002
+    ) -> None:
         """Asks for a checkpoint and the end."""
         late = time.monotonic() > self.end
         if PartialState().num_processes > 1:
@@ -83,7 +97,7 @@ class SpanTrainer(Trainer):
         ValueError: arguments that do not fit packed rows, or several GPUs in one process.
     """
 
-    control: Any
+    control: TrainerControl
 
     def __init__(
         self,
@@ -129,13 +143,13 @@ class SpanTrainer(Trainer):
 
     # ------------------------------------------------------------------ the step
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+    def _get_train_sampler(self, train_dataset: PackedRows | None = None) -> Sampler[int]:
         """Takes rows in their order, which is shuffled already."""
         return SequentialSampler(self.train_dataset if train_dataset is None else train_dataset)
 
     def get_batch_samples(
-        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
-    ) -> tuple[list[Any], torch.Tensor | None]:
+        self, epoch_iterator: Iterator[dict[str, torch.Tensor]], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, torch.Tensor]], torch.Tensor | None]:
         """Returns the rows of an optimizer step and their number of gold spans over all ranks; times the wait."""
         asked = time.monotonic()
         self._began = self._began or asked
@@ -154,11 +168,12 @@ class SpanTrainer(Trainer):
         inputs: dict[str, Any],
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> Any:
+    ) -> torch.Tensor | tuple[torch.Tensor, SpanClassifierOutput]:
         """Returns the loss of a row, normalised by gold spans: of its labels, and of the continuation question."""
         arrays = {name: torch.from_numpy(inputs[name]) for name in HOST_ARRAYS}
         given = {name: value for name, value in inputs.items() if name not in TARGETS}
-        outputs = model(**(given | arrays))
+        outputs: SpanClassifierOutput = model(**(given | arrays))
+        assert outputs.logits is not None
         labels = inputs["labels"].reshape(-1)
         every, continues = outputs.logits.flatten(0, -2), inputs.get("span_continues")
         logits = every
@@ -178,7 +193,7 @@ class SpanTrainer(Trainer):
         """Part of the time since the first step that the loop waited for rows, from 0 to 1."""
         return self._waited / max(time.monotonic() - self._began, 1e-9) if self._began else 0.0
 
-    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+    def log(self, logs: dict[str, float], *args: object, **kwargs: object) -> None:
         """Adds the share of time spent waiting for rows."""
         if "loss" in logs or "train_loss" in logs:
             logs["wait_share"] = round(self.wait_share, 4)
@@ -231,11 +246,13 @@ class SpanTrainer(Trainer):
         choices = {} if self.dev_labels is None else {"candidate_labels": list(self.dev_labels)}
         figures = evaluate_spans(pipe, examples, context=self.context, **choices)
         model.train(was_training)
-        return [figures[name] for name in ("correct", "predicted", "gold")]
+        return [int(figures[name]) for name in ("correct", "predicted", "gold")]
 
     # ------------------------------------------------------------------ checkpoints
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: DecodNERForSpanClassification | None = None
+    ) -> None:
         load_weights(self.model if model is None else model, resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
@@ -244,7 +261,7 @@ class SpanTrainer(Trainer):
         load_weights(self.model, self.state.best_model_checkpoint)
 
 
-def load_weights(model: Any, directory: str) -> None:
+def load_weights(model: DecodNERForSpanClassification, directory: str) -> None:
     """Loads a checkpoint's weights into `model`: those of adapters, or all by the decoder's own class.
 
     Raises:
@@ -267,12 +284,12 @@ def load_weights(model: Any, directory: str) -> None:
     backbone.load_state_dict(loaded.state_dict(), strict=True)
 
 
-def _load_adapter_weights(backbone: Any, path: Path) -> None:
+def _load_adapter_weights(backbone: PreTrainedModel, path: Path) -> None:
     from peft import set_peft_model_state_dict
 
     (name,) = active_adapters(backbone)
-    weights = {key.removeprefix("base_model.model."): value for key, value in load_file(path).items()}
-    result: Any = set_peft_model_state_dict(backbone, weights, adapter_name=name)
+    weights = {key.removeprefix(PEFT_PREFIX): value for key, value in load_file(path).items()}
+    result: _IncompatibleKeys = set_peft_model_state_dict(backbone, weights, adapter_name=name)
     missing = [key for key in result.missing_keys if f".{name}." in key]
     if missing or result.unexpected_keys:
         raise ValueError(

@@ -1,5 +1,8 @@
 """Grown spans have the scores of exhaustive scoring, and those exist that the rule says, in any packing."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -206,3 +209,9 @@ def test_the_report_counts_what_was_not_grown(exact):
     assert "not_grown" not in every["candidates_left_out"]
     assert grown["candidates"] + grown["candidates_left_out"]["not_grown"] == every["candidates"]
     assert grown["candidates_left_out"]["not_read"] == 0
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda pipe: pickle.loads(pickle.dumps(pipe))])
+def test_a_copy_of_the_pipeline_still_asks_the_question(exact, duplicate):
+    asked = {"candidate_labels": ["a", "b"], "threshold": 0.0, "overlap": "all", "growth_threshold": 0.5}
+    assert duplicate(exact)(REPEATED, **asked) == exact(REPEATED, **asked)
