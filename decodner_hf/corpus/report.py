@@ -103,7 +103,7 @@ def read_report(path: Path) -> Report:
     return report_of(json.loads(path.read_bytes()), was_complete=True)
 
 
-def report_of(values: dict[str, object], *, was_complete: bool = False) -> Report:
+def report_of(values: dict[str, Any], *, was_complete: bool = False) -> Report:
     """Returns the report whose `values` these are; others are ignored."""
     counters = {name: Counter(values[name]) for name in ("entities", "candidates_left_out")}
     names = (name for name in Report.__dataclass_fields__ if name in values)
