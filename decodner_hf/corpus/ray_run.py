@@ -44,9 +44,7 @@ from .tally import WARNINGS_SHOWN
 
 ROUNDS_WITHOUT_PARTS = 3  # after which workers are lost for a reason that does not pass
 TASK_CPUS = 0.1  # of tasks that read and write
-CHUNKS_AHEAD = (
-    2  # that an actor has; 1 in rounds after a loss, so that a chunk that ends actors takes no other with it
-)
+CHUNKS_PER_ACTOR = 2  # at a time: the one that it annotates, and the next
 ACTORS_PER_TASK = 4  # for so many actors one more task reads, and one more writes
 ONE_BY_ONE: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
 
@@ -148,12 +146,11 @@ class _Rounds:
         remove_unfinished(self.folder)
         shards = shards_of(self.job)
         parts = list(find_parts(self.folder))
-        ahead, without = CHUNKS_AHEAD, 0
+        without = 0
         with progress.over(total, sum(part.report.documents for part in parts), Meter(), None):
             while left := missing(shards, parts):
                 before = len(parts)
-                self._round([(shard, left[shard.number]) for shard in shards if shard.number in left], ahead, progress)
-                ahead = 1
+                self._round([(shard, left[shard.number]) for shard in shards if shard.number in left], progress)
                 parts += find_parts(self.folder, {part.path for part in parts})
                 parts.sort(key=lambda part: (part.shard, part.number))
                 without = 0 if len(parts) > before else without + 1
@@ -164,8 +161,8 @@ class _Rounds:
                     )
         return parts
 
-    def _round(self, left: list[tuple[Shard, frozenset[int]]], ahead: int, progress: Progress) -> None:
-        """Annotates what is left, `ahead` chunks per actor; what workers that are lost had stays left."""
+    def _round(self, left: list[tuple[Shard, frozenset[int]]], progress: Progress) -> None:
+        """Annotates what is left; what workers that are lost had stays left."""
         now = room(self.ray, self.device, None)
         actors = min(now.actors, self.place.actors)
         data = self.ray.data
@@ -178,8 +175,8 @@ class _Rounds:
                 .map_batches(
                     Annotator,
                     fn_constructor_args=(self.load, now.device, self.model),
-                    compute=data.ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=ahead),
-                    **_without_restarts(self.ray),
+                    compute=data.ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=CHUNKS_PER_ACTOR),
+                    **_without_retries(self.ray),
                     **now.resources,
                     **ONE_BY_ONE,
                 )
@@ -190,13 +187,14 @@ class _Rounds:
                     progress.advance()
 
 
-def _without_restarts(ray: Any) -> dict[str, int]:
-    """Returns Ray Data's arguments for actors: a restarted one keeps its task even where no machine has room for it.
+def _without_retries(ray: Any) -> dict[str, int]:
+    """Returns Ray Data's arguments for actors: a lost one starts again where there is room; its chunks are left.
 
-    From 2.64 on Ray Data takes no such arguments: then the tasks of a lost worker wait for its machine to come back.
+    Else a chunk would wait for an actor that no machine has room for, or end one actor after the other. From 2.64 on
+    Ray Data takes no such arguments, and does that.
     """
     major, minor = (int(number) for number in ray.__version__.split(".")[:2])
-    return {"max_restarts": 0} if (major, minor) < (2, 64) else {}
+    return {"max_restarts": -1, "max_task_retries": 0} if (major, minor) < (2, 64) else {}
 
 
 @contextmanager
