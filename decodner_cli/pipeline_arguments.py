@@ -18,7 +18,9 @@ LONG_DOCUMENTS = ("window", "error", "truncate")
 
 
 def check_model_folder(model: str) -> None:
-    """Raises a FileNotFoundError if `model` is a path, and not a name on the Hub, and is missing."""
+    """Raises a FileNotFoundError for the path of a model that is missing, a ValueError for a file that is none."""
+    if Path(model).is_file() and not model.lower().endswith(".gguf"):
+        raise ValueError(f"--model {model} is a file: name a folder, a .gguf file, or a model on the Hub.")
     if model.startswith((".", "/", "~")) and not Path(model).exists():
         kind = "file" if model.lower().endswith(".gguf") else "folder"
         raise FileNotFoundError(f"there is no {kind} {model}.")

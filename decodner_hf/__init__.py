@@ -12,6 +12,7 @@ from .core.low_level import UniversalDecoder, get_entity_scores, get_label_token
 from .core.modeling import DecodNERForSpanClassification
 from .core.pipeline import DecodNERPipeline
 from .core.prompting import PromptTemplate
+from .core.spans import DocumentError
 from .registration import register
 
 register()
@@ -20,6 +21,7 @@ __all__ = [
     "DecodNERConfig",
     "DecodNERForSpanClassification",
     "DecodNERPipeline",
+    "DocumentError",
     "DualBufferCache",
     "Entity",
     "PromptTemplate",

@@ -10,6 +10,7 @@ from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ OUTER_PREFIX = f"{PEFT_PREFIX}backbone."  # the same where PEFT was applied to t
 DEFAULT_NAME = "default"
 
 
-def add_adapter(backbone: PreTrainedModel, adapter_config: Any, adapter_name: str | None = None) -> None:
+def add_adapter(backbone: PreTrainedModel, adapter_config: object, adapter_name: str | None = None) -> None:
     """Puts a new adapter, with fresh weights, into the decoder and activates it.
 
     Args:
@@ -45,6 +46,7 @@ def add_adapter(backbone: PreTrainedModel, adapter_config: Any, adapter_name: st
         raise ValueError(f"adapter_config must be a PeftConfig, not {type(adapter_config).__name__}.")
     if name in adapter_names(backbone):
         raise ValueError(f"there is an adapter {name!r} already; the adapters are {adapter_names(backbone)}.")
+    refuse_prompt_learning(SimpleNamespace(peft_config={name: adapter_config}))
     adapter_config.base_model_name_or_path = backbone.name_or_path
     _peft("peft.functional").inject_adapter_in_model(adapter_config, backbone, name)
     mark_adapted(backbone, True)
@@ -81,9 +83,10 @@ def load_adapter(backbone: PreTrainedModel, path: str | None, adapter_name: str 
     return info
 
 
-def _outer_state(path: str, keywords: Mapping[str, Any]) -> dict[str, torch.Tensor] | None:
+def _outer_state(path: str, keywords: Mapping[str, object]) -> dict[str, torch.Tensor] | None:
     """Reads an adapter made on the model around the decoder, under the decoder's keys; None if it was not."""
-    hub = dict(keywords.get("adapter_kwargs") or {})
+    given = keywords.get("adapter_kwargs")
+    hub = dict(given) if isinstance(given, Mapping) else {}
     file = cached_path(path, ADAPTER_WEIGHTS, hub)
     if file is None:
         return None
@@ -91,6 +94,17 @@ def _outer_state(path: str, keywords: Mapping[str, Any]) -> dict[str, torch.Tens
     if not state or not all(name.startswith(OUTER_PREFIX) for name in state):
         return None
     return {name.replace(OUTER_PREFIX, PEFT_PREFIX, 1): tensor for name, tensor in state.items()}
+
+
+def refuse_prompt_learning(model: object) -> None:
+    """Raises a ValueError for a model that PEFT puts learned vectors before: packed passes would run without them."""
+    configs = getattr(model, "peft_config", None)
+    for name, config in (configs or {}).items():
+        if getattr(config, "is_prompt_learning", False):
+            raise ValueError(
+                f"the adapter {name!r} ({config.peft_type.value}) learns a prompt of vectors, which spans cannot be "
+                "scored with: use LoRA or another method that changes weights."
+            )
 
 
 def adapter_names(backbone: PreTrainedModel) -> list[str]:

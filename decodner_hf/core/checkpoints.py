@@ -35,6 +35,7 @@ from .transformers_private import (
     without_forced_bars,
     without_loading_report,
 )
+from .validation import check_dtype
 
 HUB_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 NOT_FOR_THE_DECODER = ("trust_remote_code", "code_revision", *CALLER_KEYWORDS)
@@ -102,9 +103,14 @@ def readable_errors(path: str | None, in_pipeline: bool) -> Iterator[None]:
         problem = f"the config.json of {path} is not valid: a size or number of heads is 0."
         raise UnusableModelError(problem) if in_pipeline else ValueError(problem) from None
     except (ValueError, OSError) as error:
+        problem = " ".join(str(error).split())
+        if isinstance(error, OSError) and path is not None and path not in problem:
+            problem = f"cannot load {path}: {problem}"
         if in_pipeline:
-            raise UnusableModelError(str(error)) from None
-        raise
+            raise UnusableModelError(problem) from None
+        if problem == str(error):
+            raise
+        raise (OSError if isinstance(error, OSError) else ValueError)(problem) from error
 
 
 def native_keys(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -130,6 +136,7 @@ def load_decoder(path: str | None, config: Any, model_args: Sequence[Any], keywo
         ImportError: a GGUF file, but no package gguf.
     """
     keywords = {name: value for name, value in keywords.items() if name not in NOT_FOR_THE_DECODER}
+    check_dtype(keywords.get("dtype"))
     hub = {name: keywords[name] for name in HUB_KEYWORDS if name in keywords}
     adapter_keywords = dict(keywords.pop("adapter_kwargs", None) or {})  # Auto classes resolve adapters themselves
     adapter = adapter_path(adapter_keywords)
@@ -255,6 +262,8 @@ def resolve_checkpoint(path: str, hub: dict[str, Any], gguf_file: str | None = N
     if gguf_file is not None:
         check_gguf(path, gguf_file, hub)
         return Checkpoint(_read_config(path, hub, gguf_file), path, None, gguf_file)
+    if Path(path).is_file():
+        raise ValueError(f"{path} is a file: a model is a folder, a name on the Hub, or a .gguf file.")
     adapter_config = read_json(path, ADAPTER_CONFIG, hub)
     if adapter_config is None:
         return Checkpoint(_read_config(path, hub), path, None)

@@ -5,9 +5,9 @@ Knows nothing of tokenizers, tensors or weights.
 """
 
 import copy
-from collections.abc import Mapping, Sequence
-from numbers import Real
-from typing import Any, ClassVar
+import re
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, ClassVar, SupportsFloat
 
 from transformers import AutoConfig, PreTrainedConfig
 
@@ -25,6 +25,7 @@ PROMPT_DEFAULTS = {
     "none_label": "None",
     "chat_template": False,
 }
+TAG = re.compile(r"[BIESLU]-(?P<type>.+)")  # of a word, in the schemes IOB, IOBES and BILOU
 
 
 def normalize_labels(labels: Mapping[str, str | None] | Sequence[str]) -> dict[str, str | None]:
@@ -34,7 +35,8 @@ def normalize_labels(labels: Mapping[str, str | None] | Sequence[str]) -> dict[s
         labels: label names in prompt order, or a mapping from name to description.
 
     Raises:
-        ValueError: no label, a duplicate, an empty name, or a name or description that is not text.
+        ValueError: no label, a duplicate, an empty name, one with a line break, a name or description that is not
+            text, or the tags of a tagging scheme (O, B-PER, I-PER) in place of the types.
     """
     if isinstance(labels, str | bytes) or not isinstance(labels, Mapping | Sequence):
         raise ValueError(
@@ -44,22 +46,53 @@ def normalize_labels(labels: Mapping[str, str | None] | Sequence[str]) -> dict[s
     for name in labels:
         if not isinstance(name, str) or not name.strip():
             raise ValueError(f"a label must be a non-empty string, not {name!r}.")
+        if name.splitlines() != [name]:
+            raise ValueError(
+                f"a label must not hold a line break, as {name!r} does: the prompt lists labels on one line."
+            )
     named = dict(labels) if isinstance(labels, Mapping) else dict.fromkeys(labels)
     if not named:
         raise ValueError('no labels were given: name at least one entity type, for example ["Person", "Company"].')
     if len(named) != len(labels):
         repeated = sorted({str(name) for name in labels if list(labels).count(name) > 1})
         raise ValueError(f"duplicate labels {repeated}: each label may be named once.")
+    _refuse_tags(named)
     for name, description in named.items():
         if description is not None and not isinstance(description, str):
             raise ValueError(f"the description of label {name!r} must be a string or None, not {description!r}.")
     return named
 
 
-def check_threshold(value: object, of: str) -> float:
-    """Returns `value` as a float in [0, 1], or raises a ValueError that names what it is the threshold `of`."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0.0 <= float(value) <= 1.0:
-        raise ValueError(f"the threshold of {of} must be a number from 0 to 1, not {value!r}.")
+class SpanLabels(dict[int, str]):
+    """`id2label` of a model that labels spans: what takes a token's logits for labels gets one sentence to help it.
+
+    `pipeline("ner", model=...)` does, which asks for the label of the most probable next token.
+    """
+
+    def __missing__(self, index: int) -> str:
+        """Raises a ValueError."""
+        raise ValueError(
+            f"there is no label {index}: this model scores spans and labels no tokens: use "
+            'pipeline("decodner-ner", model=...) in place of pipeline("ner") and pipeline("token-classification").'
+        )
+
+
+def _refuse_tags(labels: Collection[str]) -> None:
+    """Raises a ValueError for tags of words in place of entity types: O beside B-PER, or B-PER beside I-PER."""
+    tags = [TAG.fullmatch(label) for label in labels]
+    types = [tag["type"] for tag in tags if tag]
+    if types and ("O" in labels or len(set(types)) < len(types)):
+        meant = list(dict.fromkeys(tag["type"] if tag else label for label, tag in zip(labels, tags, strict=True)))
+        raise ValueError(
+            f"the labels {list(labels)} are tags of single words, but whole spans are scored here: name the entity "
+            f"types, {[label for label in meant if label != 'O']}."
+        )
+
+
+def check_threshold(value: object, name: str) -> float:
+    """Returns `value` as a float in [0, 1], or raises a ValueError that calls it `name`."""
+    check_number(name, value, 0.0, 1.0)
+    assert isinstance(value, SupportsFloat)
     return float(value)
 
 
@@ -108,9 +141,9 @@ class DecodNERConfig(PreTrainedConfig):
         self._set_prompt()
         if not is_count(self.max_span_words):
             raise ValueError(f"max_span_words must be at least 1, not {self.max_span_words!r}.")
-        self.threshold = check_threshold(self.threshold, "the model")
+        self.threshold = check_threshold(self.threshold, "threshold")
         self.label_thresholds = {
-            str(label): check_threshold(value, f"label {label!r}")
+            str(label): check_threshold(value, f"the threshold of {label!r}")
             for label, value in dict(self.label_thresholds or {}).items()
         }
         check_number("growth_threshold", self.growth_threshold, 0.0, 1.0)
@@ -127,6 +160,7 @@ class DecodNERConfig(PreTrainedConfig):
             own = sorted(set(DecodNERConfig.__annotations__) - {"model_type", "sub_configs"})
             raise ValueError(f"DecodNERConfig does not know {unknown}; its own settings are {own}.")
         super().__post_init__(**kwargs)
+        self.id2label = SpanLabels(vars(self).get("id2label") or {})
 
     def _known_keys(self) -> set[str]:
         own = {name for cls in type(self).__mro__ for name in getattr(cls, "__annotations__", {})}
@@ -190,7 +224,7 @@ class DecodNERConfig(PreTrainedConfig):
             if none_label in self.entity_labels:
                 raise ValueError(f"{none_label!r} is the none label: no entity type may have its name.")
             names = [none_label, *self.entity_labels]
-            self.id2label = dict(enumerate(names))
+            self.id2label = SpanLabels(enumerate(names))
             self.label2id = {name: index for index, name in enumerate(names)}
 
     @property

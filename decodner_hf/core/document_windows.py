@@ -8,7 +8,6 @@ Knows nothing of models but their number of positions, nor of attention, scores 
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -22,6 +21,7 @@ from .tokenization import continuation_ids, encode_with_offsets
 logger = logging.getLogger(__name__)
 
 
+DEFAULT_OVERLAP = 0.25  # part of a window
 SHORTEST_OVERLONG = 16  # tokens: a shorter word is never left out
 
 
@@ -35,12 +35,12 @@ def split_into_windows(
     tokenizer: PreTrainedTokenizerBase,
     template: PromptTemplate,
     *,
-    overlap: float = 0.25,
+    stride: int | None = None,
 ) -> list[EncodedDocument]:
     """Cuts a document that is too long for the model into overlapping windows, which share out its candidates.
 
-    Windows begin and end at words and are tokenized like documents of their own. They overlap by a part `overlap` of
-    a window, and by no fewer words than the longest candidate has. A candidate belongs to the window of its first
+    Windows begin and end at words and are tokenized like documents of their own. They overlap by no fewer words than
+    the longest candidate has. A candidate belongs to the window of its first
     word: the one that shows, of the longest candidate that starts there, the most words on its poorer side. So a span
     and its shorter prefixes are always in one window. Windows without candidates are left out.
 
@@ -49,22 +49,20 @@ def split_into_windows(
         max_tokens: room for the chain and the longest candidate after it.
         tokenizer: the tokenizer that `document` was encoded with.
         template: likewise.
-        overlap: part of a window that the next one repeats, 0 <= overlap < 1.
+        stride: tokens that a window repeats of the one before it, fewer than a window holds; a quarter of it if None.
 
     Returns:
         At least one window; `[document]` where it fits.
 
     Raises:
         NoWindowError: so little room that a window cannot hold a candidate, or a single word.
-        ValueError: an overlap out of range.
+        ValueError: a stride of a whole window.
     """
-    if not 0 <= overlap < 1:
-        raise ValueError(f"overlap must be a number from 0 to below 1, not {overlap!r}.")
     candidates = document.candidates
     room = max_tokens - candidates.longest
     if len(document.chain_token_ids) <= room:
         return [document]
-    first, last, chains = _fit_windows(document, room, tokenizer, template, overlap)
+    first, last, chains = _fit_windows(document, room, tokenizer, template, stride)
     owner = _owners(candidates, first, last, len(document.word_starts))
     owners = np.unique(owner) if candidates.num_spans else [0]
     return [
@@ -110,7 +108,7 @@ def truncate_document(
     room = max_tokens - document.candidates.longest
     if len(document.chain_token_ids) <= room:
         return document, len(document.text)
-    _, last, chains = _fit_windows(document, room, tokenizer, template, 0.0)
+    _, last, chains = _fit_windows(document, room, tokenizer, template, 0)
     kept = document.candidates.select(document.candidates.end_word <= last[0])
     length = int(document.word_ends[last[0] - 1]) if last[0] else 0
     return replace(document, chain_token_ids=chains[0], candidates=kept), length
@@ -215,7 +213,11 @@ def _token_bounds(
 
 
 def _fit_windows(
-    document: EncodedDocument, room: int, tokenizer: PreTrainedTokenizerBase, template: PromptTemplate, overlap: float
+    document: EncodedDocument,
+    room: int,
+    tokenizer: PreTrainedTokenizerBase,
+    template: PromptTemplate,
+    stride: int | None,
 ) -> tuple[IntArray, IntArray, list[IntArray]]:
     """Returns each window's first word, one past its last one, and its chain of at most `room` tokens."""
     head, tail, text = template.document_head, template.document_tail, document.text
@@ -230,7 +232,7 @@ def _fit_windows(
     longest = int((document.candidates.end_word - document.candidates.start_word).max(initial=1))
     slack = 1  # a window's own tokens may be a few more than its share of the document's
     while True:
-        first, last = _place_windows(token_starts, token_ends, room - frame - slack, longest, overlap)
+        first, last = _place_windows(token_starts, token_ends, room - frame - slack, longest, stride)
         texts = [
             text[document.word_starts[start] : document.word_ends[end - 1]] if end else ""
             for start, end in zip(first.tolist(), last.tolist(), strict=True)
@@ -243,12 +245,15 @@ def _fit_windows(
 
 
 def _place_windows(
-    token_starts: IntArray, token_ends: IntArray, room: int, longest: int, overlap: float
+    token_starts: IntArray, token_ends: IntArray, room: int, longest: int, stride: int | None
 ) -> tuple[IntArray, IntArray]:
     """Places windows of at most `room` text tokens, as words [first, last); each overlaps the one before it."""
     num_words, ends = len(token_starts), np.append(0, token_ends)  # ends[v]: tokens up to the end of word v - 1
     if not num_words:
         return np.zeros(1, np.int64), np.zeros(1, np.int64)
+    if stride is not None and stride >= room > 0:
+        raise ValueError(f"stride={stride} leaves nothing new for a window of {room} tokens: make it smaller.")
+    repeat = DEFAULT_OVERLAP * room if stride is None else stride
     windows: list[tuple[int, int]] = []
     start = 0
     while not windows or windows[-1][1] < num_words:
@@ -263,7 +268,7 @@ def _place_windows(
         if end == num_words:
             start = int(np.searchsorted(token_starts, ends[end] - room, side="left"))
         windows.append((start, end))
-        repeated = int(np.searchsorted(token_starts, ends[end] - overlap * room, side="left"))
+        repeated = int(np.searchsorted(token_starts, ends[end] - repeat, side="left"))
         start = max(start + 1, min(end - longest, repeated))
     first, last = np.array(windows, np.int64).T
     return first, last
@@ -302,7 +307,7 @@ class DocumentEncoder:
         encoded: dict[int, EncodedDocument] = {}
         for split in (False, True):
             chosen = [index for index, document in enumerate(documents) if document.is_split == split]
-            contents: list[Any] = [documents[index].content for index in chosen]
+            contents: list[str | Sequence[str]] = [documents[index].content for index in chosen]
             spans = [documents[index].spans for index in chosen]
             try:
                 batch = encode_documents(
@@ -311,6 +316,7 @@ class DocumentEncoder:
                     self.template,
                     max_span_words=settings.max_span_words,
                     is_split_into_words=split,
+                    delimiter=settings.delimiter,
                     spans=spans if any(own is not None for own in spans) else None,
                 )
             except DocumentError as error:
@@ -328,13 +334,11 @@ class DocumentEncoder:
             threshold = settings.growth_threshold if settings.growth else None
             prompts = self.prompts(source.labels)
             whole = PreparedDocument(source, encoded, (encoded,), prompts, growth_threshold=threshold)
-            return (
-                whole if self.max_positions is None else self._fit(whole, self.max_positions, settings.long_documents)
-            )
+            return whole if self.max_positions is None else self._fit(whole, self.max_positions, settings)
         except ValueError as error:
             raise DocumentError(source.number, str(error)) from error
 
-    def _fit(self, whole: PreparedDocument, max_positions: int, long_documents: str) -> PreparedDocument:
+    def _fit(self, whole: PreparedDocument, max_positions: int, settings: Settings) -> PreparedDocument:
         encoded = whole.document
         room = max_positions - max(prompt.num_tokens for prompt in whole.prompts)
         needed = encoded.max_nodes  # at most; the exact number takes longer
@@ -342,36 +346,37 @@ class DocumentEncoder:
             needed = len(encoded.chain_token_ids) + encoded.candidates.longest
         if needed <= room:
             return whole
-        if long_documents == "error":
+        if settings.long_documents == "error":
             raise ValueError(
                 f"the document needs {needed} tokens with its longest span, but only {room} positions are left after "
                 f'the prompt ({self.reason}). Use long_documents="window" or "truncate", or split it.'
             )
         try:
-            return self._cut(whole, room, long_documents)
+            return self._cut(whole, room, settings)
         except NoWindowError:
             if whole.source.spans is not None:  # each of them was asked for
                 raise
-        return self._without_overlong_words(whole, room, long_documents)
+        return self._without_overlong_words(whole, room, settings)
 
-    def _cut(self, whole: PreparedDocument, room: int, long_documents: str) -> PreparedDocument:
+    def _cut(self, whole: PreparedDocument, room: int, settings: Settings) -> PreparedDocument:
         """Cuts a document into windows, or keeps its beginning."""
         document = whole.document
-        if long_documents == "window":
-            return replace(whole, windows=tuple(split_into_windows(document, room, self.tokenizer, self.template)))
+        if settings.long_documents == "window":
+            windows = split_into_windows(document, room, self.tokenizer, self.template, stride=settings.stride)
+            return replace(whole, windows=tuple(windows))
         beginning, kept = truncate_document(document, room, self.tokenizer, self.template)
         logger.warning("A document of %d characters is truncated after character %d.", len(document.text), kept)
         return replace(whole, windows=(beginning,), truncated_at=kept)
 
-    def _without_overlong_words(self, whole: PreparedDocument, room: int, long_documents: str) -> PreparedDocument:
+    def _without_overlong_words(self, whole: PreparedDocument, room: int, settings: Settings) -> PreparedDocument:
         """Cuts a document around the words that no window can hold; a truncated one keeps what is before the next."""
-        document, truncates = whole.document, long_documents == "truncate"
+        document, truncates = whole.document, settings.long_documents == "truncate"
         parts = split_around_overlong_words(document, room, self.tokenizer, self.template)
         windows: list[EncodedDocument] = []
         truncated_at = None
         is_left_out = np.ones(len(document.word_starts), bool)
         for part in parts[:1] if truncates else parts:
-            cut = self._cut(replace(whole, document=part.alone), room, long_documents)
+            cut = self._cut(replace(whole, document=part.alone), room, settings)
             windows += (part.within(document, window) for window in cut.windows)
             is_left_out[part.first_word : part.last_word] = False
             if cut.truncated_at is not None:

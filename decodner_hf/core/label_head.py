@@ -169,9 +169,15 @@ def packed_options(kwargs: dict[str, Any], config: PreTrainedConfig) -> bool:
         Whether the output is to be a `ModelOutput`; else a tuple.
 
     Raises:
-        ValueError: `output_attentions`, for there are none.
+        ValueError: `output_attentions`, for there are none; inputs or a prefix that are not token ids.
     """
     kwargs.pop("use_cache", None)
+    foreign = [name for name in ("inputs_embeds", "past_key_values", "cache") if kwargs.pop(name, None) is not None]
+    if foreign:
+        raise ValueError(
+            f"a packed pass cannot take {foreign[0]}: it reads token ids, after the prefix in prefix_cache. PEFT's "
+            "prompt-learning methods (prompt tuning, prefix tuning, P-tuning) give it: use LoRA or the like."
+        )
     if kwargs.pop("output_attentions", None):
         raise ValueError(
             "a packed pass computes no attention matrix, so that output_attentions cannot be served: leave it out, or "

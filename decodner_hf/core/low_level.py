@@ -85,14 +85,20 @@ class UniversalDecoder(DecodNERForSpanClassification):
 
 
 def tokenize_spans(
-    spans: str | Sequence[str], tokenizer: PreTrainedTokenizerBase, prefix_len: int
+    spans: str | Sequence[str], tokenizer: PreTrainedTokenizerBase, prefix_len: int, *, leading_space: bool = True
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Tokenizes spans, each as it stands after a space, into a right-padded batch that follows a shared prefix.
+    """Tokenizes spans into a right-padded batch that follows a shared prefix.
+
+    A span brings the space before it, as the pipeline reads it: most tokenizers have one token for a space and the
+    word after it, so the prompt has to end without one ("...Span:"). The original design's prompt ends with a space
+    ("...Span: "): pass `leading_space=False` for such a prompt, or every span would follow two spaces.
 
     Args:
         spans: one span or B of them.
         tokenizer: a fast tokenizer; without a pad token the padding is its end token, or 0.
         prefix_len: number of tokens before the spans.
+        leading_space: whether a span is tokenized with a space before it; False tokenizes it as it stands right after
+            the prompt's last character.
 
     Returns:
         span_ids, position_ids and attention_mask, each int64 [B, L]. Every row's positions are
@@ -108,7 +114,7 @@ def tokenize_spans(
     if not is_count(prefix_len, least=0):
         raise ValueError(f"prefix_len must be a number of tokens, 0 or more, not {prefix_len!r}.")
     blank = [index for index, span in enumerate(rows) if not span.strip()]
-    token_ids = continuation_ids(tokenizer, [f" {span}" for span in rows])
+    token_ids = continuation_ids(tokenizer, [f" {span}" if leading_space else span for span in rows])
     empty = blank or [index for index, ids in enumerate(token_ids) if not len(ids)]
     if empty:
         raise ValueError(f"span {empty[0]} ({rows[empty[0]]!r}) is empty: every span needs at least one token.")

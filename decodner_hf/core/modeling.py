@@ -59,6 +59,7 @@ from .transformers_private import (
     LOADED_ATTRIBUTES,
     PIPELINE_KEYWORD,
     FromDecoder,
+    attention_name,
     cache_keyword,
     forget_gguf,
     name_attention,
@@ -93,11 +94,13 @@ class DecodNERForSpanClassification(PreTrainedModel, GenerationMixin):
         if config.text_config is None:
             raise ValueError("the config has no text_config: say which decoder to use, or call from_pretrained.")
         native = native_class(config.text_config)
-        name_attention(config, ATTENTION_NAME)
+        asked = None if backbone is not None else attention_name(config)  # of an ordinary decoder, for its matrices
+        attention = asked or ATTENTION_NAME
+        name_attention(config, attention)
         with without_generation_flags():
             super().__init__(config)
         if backbone is None:
-            backbone = new_model(native, config.text_config, ATTENTION_NAME)
+            backbone = new_model(native, config.text_config, attention)
         self.backbone = backbone
         config.text_config = backbone.config
         self.position_limit = position_limit(self._decoder_config)
@@ -137,11 +140,20 @@ class DecodNERForSpanClassification(PreTrainedModel, GenerationMixin):
             return result
         except NotImplementedError as error:  # torch has no data to move
             if self.device.type != "meta":
-                raise
+                raise NotImplementedError(
+                    "the model's weights are offloaded, and accelerate moves them: it cannot be moved or cast itself. "
+                    "Load it again without offloading, or take the hooks off first "
+                    "(accelerate.hooks.remove_hook_from_submodules)."
+                ) from error
             raise NotImplementedError(
                 "the model has no weights yet. Its files have the decoder's keys: let accelerate's "
                 "load_checkpoint_and_dispatch fill model.backbone, or call from_pretrained with device_map."
             ) from error
+
+    @property
+    def device(self) -> torch.device:
+        """The device that token ids go to; of offloaded weights, the one that accelerate runs them on."""
+        return input_device(self.backbone)
 
     @property
     def vocabulary_size(self) -> int:
@@ -396,9 +408,9 @@ class DecodNERForSpanClassification(PreTrainedModel, GenerationMixin):
                 num_items_in_batch,
                 kwargs | {"input_ids": input_ids, "position_ids": position_ids, "attention_mask": attention_mask},
             )
+        as_dict = packed_options(kwargs, self.config)
         if input_ids is None or position_ids is None or span_nodes is None or symbol_token_ids is None:
             raise ValueError("a packed pass needs input_ids, position_ids, subtree_end, span_nodes, symbol_token_ids.")
-        as_dict = packed_options(kwargs, self.config)
         metadata = pass_metadata(self, position_ids.reshape(-1), subtree_end.reshape(-1), prefix_cache)
         symbols = symbol_token_ids.reshape(-1, symbol_token_ids.shape[-1])
         if symbols.shape[0] > 1 and span_prompts is None:
@@ -409,6 +421,12 @@ class DecodNERForSpanClassification(PreTrainedModel, GenerationMixin):
         scored = run_span_pass(self, span_pass, **kwargs)
         logits, loss = scored.logits, None
         assert logits is not None
+        if labels is None and num_items_in_batch is not None and bool((symbols < 0).any()):
+            raise ValueError(
+                "symbol_token_ids has rows padded with -1, whose logits are -inf, and num_items_in_batch came without "
+                "labels: a Trainer with label_smoothing_factor would get an infinite loss. Leave it at 0, or give all "
+                "prompts the same number of symbols."
+            )
         if labels is not None:
             loss = span_loss(logits, labels.to(logits.device), num_items_in_batch)
         output = SpanClassifierOutput(loss, logits.reshape(*span_nodes.shape, -1), scored.hidden_states)

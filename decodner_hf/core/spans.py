@@ -86,7 +86,7 @@ class EncodedDocument:
     """One document, ready to be placed below the prompt's prefix.
 
     Attributes:
-        text: the user's text; words given as such joined by single spaces.
+        text: the user's text; words given as such are joined.
         chain_token_ids: int64 [n], the tokens of document head, text and document tail.
         word_starts: int64 [W], first character of each word.
         word_ends: int64 [W], one past the last character of each word.
@@ -114,12 +114,13 @@ class EncodedDocument:
 
 
 def encode_documents(
-    documents: Sequence[str] | Sequence[Sequence[str]],
+    documents: Sequence[str | Sequence[str]],
     tokenizer: PreTrainedTokenizerBase,
     template: PromptTemplate,
     *,
     max_span_words: int,
     is_split_into_words: bool = False,
+    delimiter: str = " ",
     spans: Sequence[Spans | None] | None = None,
 ) -> list[EncodedDocument]:
     """Tokenizes B documents and makes their candidate spans; each comes out as it would alone.
@@ -130,11 +131,12 @@ def encode_documents(
     character that it drops, say) is no candidate.
 
     Args:
-        documents: B texts or, with `is_split_into_words`, B lists of words, which are joined by single spaces.
+        documents: B texts or, with `is_split_into_words`, B lists of words.
         tokenizer: a fast tokenizer.
         template: the prompt's parts around a document.
         max_span_words: longest candidate in words, where `spans` gives none.
         is_split_into_words: whether each document is a list of words.
+        delimiter: what the words of a list are joined by.
         spans: per document the user's own candidates instead, or None for all runs of words: half-open pairs of
             characters or, with `is_split_into_words`, of word indices. They keep their order.
 
@@ -148,7 +150,7 @@ def encode_documents(
     """
     check_tokenizer(tokenizer)
     check_count("max_span_words", max_span_words)
-    texts, words = _read_documents(documents, is_split_into_words)
+    texts, words = _read_documents(documents, is_split_into_words, delimiter)
     given = [None] * len(texts) if spans is None else list(spans)
     if len(given) != len(texts):
         raise ValueError(
@@ -202,7 +204,7 @@ def _split(
 
 
 def _read_documents(
-    documents: Sequence[str] | Sequence[Sequence[str]], is_split_into_words: bool
+    documents: Sequence[str | Sequence[str]], is_split_into_words: bool, delimiter: str
 ) -> tuple[list[str], tuple[IntArray, IntArray, IntArray]]:
     """The documents' texts, and their words as `split_texts` gives them."""
     if isinstance(documents, str | bytes) or not isinstance(documents, Sequence):
@@ -223,14 +225,14 @@ def _read_documents(
         lengths = np.fromiter((len(word) for word in document), np.int64, len(document))
         if not lengths.all():
             raise DocumentError(number, f"word {int(lengths.argmin())} is an empty string: leave it out.")
-        texts.append(" ".join(document))
+        texts.append(delimiter.join(document))
         words.append(lengths)
     if not is_split_into_words:
         return texts, split_texts(texts)
     counts = np.fromiter((len(lengths) for lengths in words[1:]), np.int64, len(texts))
     lengths = np.concatenate(words)
-    after_space = np.cumsum(lengths + 1)
-    ends = after_space - 1 - np.repeat(np.append(0, after_space)[bounds_of(counts)[:-1]], counts)
+    after_gap = np.cumsum(lengths + len(delimiter))
+    ends = after_gap - len(delimiter) - np.repeat(np.append(0, after_gap)[bounds_of(counts)[:-1]], counts)
     return texts, (ends - lengths, ends, counts)
 
 

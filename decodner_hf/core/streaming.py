@@ -2,7 +2,7 @@
 
 In: the stages, and any iterable of inputs. Out: results, lazily, in input order.
 A thread reads and encodes the next groups while one is scored; a pass is decoded while the next ones run. Where a
-document fails, the results of all documents before it come first, and then its error.
+document fails, the results of all documents before it come first, and then its error: raised, or in its place.
 Knows nothing of how a stage works, and calls none but through its arguments.
 """
 
@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from queue import SimpleQueue
 from threading import Semaphore, Thread
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from .arrays import packed_runs
 from .decoding import Entity
-from .pipeline_io import Document, PreparedDocument, iterate
+from .pipeline_io import Document, Inputs, PreparedDocument, Result, iterate
 from .scoring import FinishedScores, PendingScores, ScoredDocument
+from .spans import DocumentError
 
 DOCUMENTS_AT_ONCE = 256  # encoded together
 CHARACTERS_AT_ONCE = 65536
@@ -25,7 +26,7 @@ GROUPS_AHEAD = 2
 PASSES_AHEAD = 2  # launched after the one whose results are waited for
 
 Item = TypeVar("Item")
-Result = TypeVar("Result")
+Output = TypeVar("Output")
 
 
 class Scorer(Protocol):
@@ -37,56 +38,100 @@ class Scorer(Protocol):
         """Starts scoring documents of one label set."""
 
 
+Skip = Callable[[DocumentError], None]  # gets the errors of documents, in place of having them raised
+
+
 class EntityStream:
     """The results of the stages over an iterable of inputs, one per document, lazily."""
 
     def __init__(
         self,
-        inputs: Any,
+        inputs: Inputs,
         *,
-        read: Callable[[Any, int], Document],
+        read: Callable[[object, int], Document],
         encode: Callable[[Sequence[Document]], list[PreparedDocument]],
         scorer: Scorer,
         decode: Callable[[Sequence[ScoredDocument]], list[list[Entity]]],
-        write: Callable[[Sequence[Entity], PreparedDocument], Any],
+        write: Callable[[Sequence[Entity], PreparedDocument], Result],
+        skip_errors: bool = False,
     ) -> None:
-        """Takes the stages; nothing is read before the first result is asked for."""
+        """Takes the stages; nothing is read before the first result is asked for.
+
+        `skip_errors` gives the error of a document that is refused in place of its result, and goes on.
+        """
         self.inputs, self.read, self.encode, self.scorer = inputs, read, encode, scorer
-        self.decode, self.write = decode, write
+        self.decode, self.write, self.skip_errors = decode, write, skip_errors
 
     def __len__(self) -> int:
         """Number of documents, where the input knows it."""
-        return len(self.inputs)
+        return len(self.inputs)  # type: ignore[arg-type]  # or Python's own TypeError
 
-    def __iter__(self) -> Iterator[Any]:
-        """Yields each document's result, as `write` gives it."""
-        groups = encoded_groups(read_groups(self.inputs, self.read), self.encode)
-        for scored in scored_passes(groups, self.scorer):
-            for documents, decoded in in_parts_on_failure(self.decode, scored):
-                for document, entities in zip(documents, decoded, strict=True):
+    def __iter__(self) -> Iterator[Result | DocumentError]:
+        """Yields each document's result, as `write` gives it, or its error."""
+        failed: dict[int | None, DocumentError] = {}
+        skip = (lambda error: failed.update({error.number: error})) if self.skip_errors else None
+        number, failure = 0, None  # of the next result
+        batches = self._decoded(skip)
+        while True:
+            try:
+                batch = next(batches, None)
+            except Exception as error:  # raised again below, after the errors of documents before it
+                batch, failure = None, error
+            for result in [*(batch or ()), None]:
+                while number in failed:
+                    yield failed.pop(number)
+                    number += 1
+                if result is not None:
+                    document, entities = result
                     yield self.write(entities, document.prepared)
+                    number += 1
+            if batch is None:
+                break
+        if failure is not None:
+            raise failure
+
+    def _decoded(self, skip: Skip | None) -> Iterator[list[tuple[ScoredDocument, list[Entity]]]]:
+        """Yields documents that no stage refuses, with their entities; an empty list where there are only others."""
+        groups = encoded_groups(read_groups(self.inputs, self.read, skip), self.encode, skip)
+        for scored in scored_passes(groups, self.scorer, skip):
+            if not scored:
+                yield []
+                continue
+            for documents, decoded in in_parts_on_failure(self.decode, scored, skip):
+                yield list(zip(documents, decoded, strict=True))
 
 
-def read_groups(inputs: Any, read: Callable[[Any, int], Document]) -> Iterator[list[Document]]:
-    """Reads inputs in groups to be encoded together; where reading fails, the failure comes after what was read."""
+def read_groups(
+    inputs: Inputs, read: Callable[[object, int], Document], skip: Skip | None = None
+) -> Iterator[list[Document]]:
+    """Reads inputs in groups to be encoded together; where reading fails, the failure comes after what was read.
+
+    With `skip` it gets the errors of documents, and a group of nothing but those is empty.
+    """
     source, failure = iterate(inputs), None
     group: list[Document] = []
-    number = characters = 0
+    number = first = characters = 0
     part = FIRST_PART
     while True:
         try:
-            document = read(next(source), number)
+            given = next(source)
         except StopIteration:
             break
-        except Exception as error:  # the caller's own or a document's, raised again below
+        except Exception as error:  # the caller's own, raised again below
             failure = error
             break
+        try:
+            group.append(read(given, number))
+            characters += group[-1].size
+        except Exception as error:
+            if skip is None or not isinstance(error, DocumentError):
+                failure = error
+                break
+            skip(error)
         number += 1
-        group.append(document)
-        characters += document.size
-        if len(group) >= DOCUMENTS_AT_ONCE // part or characters >= CHARACTERS_AT_ONCE // part:
+        if number - first >= DOCUMENTS_AT_ONCE // part or characters >= CHARACTERS_AT_ONCE // part:
             yield group
-            group, characters, part = [], 0, max(1, part // 2)
+            group, characters, first, part = [], 0, number, max(1, part // 2)
     if group:
         yield group
     if failure is not None:
@@ -94,36 +139,53 @@ def read_groups(inputs: Any, read: Callable[[Any, int], Document]) -> Iterator[l
 
 
 def encoded_groups(
-    groups: Iterator[list[Document]], encode: Callable[[Sequence[Document]], list[PreparedDocument]]
+    groups: Iterator[list[Document]],
+    encode: Callable[[Sequence[Document]], list[PreparedDocument]],
+    skip: Skip | None = None,
 ) -> Iterator[list[PreparedDocument]]:
-    """Encodes groups of documents."""
+    """Encodes groups of documents; with `skip`, each is followed by an empty one: its errors are known then."""
     for group in groups:
-        for _, encoded in in_parts_on_failure(encode, group):
+        for _, encoded in in_parts_on_failure(encode, group, skip):
             yield encoded
+        if skip is not None:
+            yield []
 
 
 def in_parts_on_failure(
-    stage: Callable[[Sequence[Item]], Result], group: Sequence[Item]
-) -> Iterator[tuple[Sequence[Item], Result]]:
+    stage: Callable[[Sequence[Item]], Output], group: Sequence[Item], skip: Skip | None = None
+) -> Iterator[tuple[Sequence[Item], Output]]:
     """Runs a stage on a group; if that raises a ValueError, on one item after another, up to the one that fails.
+
+    With `skip` all items are tried, and it gets the errors of the documents that fail.
 
     Yields:
         The items of a run of the stage, and its result.
     """
-    try:
-        result = stage(group)
-    except ValueError:
-        if len(group) == 1:
-            raise
-        for item in group:
-            yield [item], stage([item])
-    else:
-        yield group, result
+    parts = [group] if group else []
+    while parts:
+        part = parts.pop(0)
+        try:
+            result = stage(part)
+        except ValueError as error:
+            if len(part) > 1:
+                parts = [[item] for item in part]
+            elif skip is not None and isinstance(error, DocumentError):
+                skip(error)
+            else:
+                raise
+        else:
+            yield part, result
 
 
-def scored_passes(groups: Iterator[list[PreparedDocument]], scorer: Scorer) -> Iterator[list[ScoredDocument]]:
-    """Scores groups of documents, pass by pass; a thread iterates `groups` a little ahead."""
-    coming, passes = _ReadAhead(groups, GROUPS_AHEAD), PassQueue(scorer)
+def scored_passes(
+    groups: Iterator[list[PreparedDocument]], scorer: Scorer, skip: Skip | None = None
+) -> Iterator[list[ScoredDocument]]:
+    """Scores groups of documents, pass by pass; a thread iterates `groups` a little ahead.
+
+    Yields:
+        Scored documents; an empty list for an empty group.
+    """
+    coming, passes = _ReadAhead(groups, GROUPS_AHEAD), PassQueue(scorer, skip)
     interrupted = False
     try:
         while True:
@@ -136,7 +198,10 @@ def scored_passes(groups: Iterator[list[PreparedDocument]], scorer: Scorer) -> I
             except Exception:
                 yield from passes.finish()
                 raise
-            yield from passes.add(group)
+            if group:
+                yield from passes.add(group)
+            else:
+                yield []
         yield from passes.finish()
     except KeyboardInterrupt:
         interrupted = True
@@ -151,9 +216,9 @@ class PassQueue:
     What fills no pass is held until more comes, unless the device would be idle meanwhile.
     """
 
-    def __init__(self, scorer: Scorer) -> None:
-        """Starts empty."""
-        self.scorer = scorer
+    def __init__(self, scorer: Scorer, skip: Skip | None = None) -> None:
+        """Starts empty; `skip` gets the errors of documents that cannot be scored, in place of having them raised."""
+        self.scorer, self.skip = scorer, skip
         self.held: list[PreparedDocument] = []
         self.launched: deque[PendingScores | FinishedScores] = deque()
 
@@ -196,11 +261,25 @@ class PassQueue:
             self.launched.append(self.scorer.launch(documents))
         except Exception as error:
             yield from self._wait(0)  # what came before the documents that cannot be scored
-            if len(documents) == 1 or not isinstance(error, ValueError):
+            if not isinstance(error, ValueError):
                 raise
-            for document in documents:
-                yield self.scorer.launch([document]).wait()
+            yield from self._one_by_one(documents, error)
         yield from self._wait(PASSES_AHEAD)
+
+    def _one_by_one(self, documents: Sequence[PreparedDocument], error: ValueError) -> Iterator[list[ScoredDocument]]:
+        """Scores each document of a pass that was refused in a pass of its own, up to one that is refused again."""
+        for document in documents:
+            try:
+                if len(documents) == 1:
+                    raise error
+                scored = self.scorer.launch([document]).wait()
+            except ValueError as problem:
+                refused = DocumentError(document.source.number, str(problem))
+                if self.skip is None:
+                    raise refused from problem
+                self.skip(refused)
+            else:
+                yield scored
 
     def _wait(self, left: int) -> Iterator[list[ScoredDocument]]:
         """Waits for all but the `left` passes last launched, and yields their results."""

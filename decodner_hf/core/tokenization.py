@@ -149,6 +149,34 @@ def opening_ids(tokenizer: PreTrainedTokenizerBase, text: str, *, special_tokens
     return np.array(encoding.ids[: kept or None], np.int64)
 
 
+def token_numbers(
+    tokenizer: PreTrainedTokenizerBase, content: str | Sequence[str], places: Sequence[int]
+) -> list[int]:
+    """Returns the numbers of tokens as transformers' token classification counts them: in `tokenizer(content)`.
+
+    Special tokens that the tokenizer adds are counted, too: after a beginning token the first word has number 1.
+
+    Args:
+        tokenizer: a fast tokenizer.
+        content: a text, or its words, of which each is tokenized by itself.
+        places: characters of the text, or indices of words.
+
+    Returns:
+        For each place the token that holds the character, or the first token of the word; where the tokenizer drops
+        it, the next token.
+    """
+    backend = _without_limits(tokenizer.backend_tokenizer)
+    if isinstance(content, str):
+        encoding = backend.encode(content)
+        covered = [end for _, end in encoding.offsets]
+    else:
+        encoding = backend.encode(list(content), is_pretokenized=True)
+        covered = [0 if word is None else word + 1 for word in encoding.word_ids]
+    found = np.searchsorted(np.maximum.accumulate(np.array(covered, np.int64)), places, side="right")
+    numbers: list[int] = np.minimum(found, max(len(covered) - 1, 0)).tolist()
+    return numbers
+
+
 def _continuations(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], anchors: Sequence[str], *, with_offsets: bool
 ) -> list[tuple[Any, int, int]]:

@@ -76,9 +76,9 @@ class FromDecoder:
         delattr(model.backbone, self.name)
 
 
-def attention_name(config: PreTrainedConfig) -> str:
-    """Returns the name of the attention implementation that a model with this configuration uses."""
-    name: str = config._attn_implementation
+def attention_name(config: PreTrainedConfig) -> str | None:
+    """Returns the name of the attention implementation that a model with this configuration uses; None if not set."""
+    name: str | None = config._attn_implementation
     return name
 
 

@@ -203,7 +203,14 @@ def make_decodner(
         ValueError: options that are named elsewhere or whose results have another form.
     """
     named = {"candidate_labels": labels, "device": device, "threshold": threshold, "overlap": overlap}
-    refused = set(options) & {*named, "aggregation_strategy", "return_report", "is_split_into_words", "spans"}
+    refused = set(options) & {
+        *named,
+        "aggregation_strategy",
+        "return_report",
+        "is_split_into_words",
+        "spans",
+        "on_error",
+    }
     if refused:
         raise ValueError(
             f"options must not name {', '.join(sorted(refused))}: model, device, labels, threshold and overlap have "

@@ -59,10 +59,12 @@ def test_a_dict_that_was_given_is_left_alone():
     [
         pytest.param({"max_span_words": 0}, "max_span_words must be at least 1, not 0", id="width"),
         pytest.param({"max_span_words": True}, "max_span_words must be", id="width as truth value"),
+        pytest.param({"threshold": 1.5}, "threshold must be a number from 0 to 1, not 1.5", id="threshold"),
         pytest.param(
-            {"threshold": 1.5}, "threshold of the model must be a number from 0 to 1, not 1.5", id="threshold"
+            {"label_thresholds": {"A": -1}},
+            "the threshold of 'A' must be a number from 0 to 1, not -1",
+            id="label threshold",
         ),
-        pytest.param({"label_thresholds": {"A": -1}}, "threshold of label 'A'", id="label threshold"),
         pytest.param({"temperature": 0.0}, "temperature must be greater than 0", id="temperature"),
         pytest.param({"overlap": "some"}, "overlap must be one of .*not 'some'", id="overlap"),
         pytest.param({"flat_selection": "best"}, "flat_selection must be one of", id="selection"),
@@ -88,9 +90,9 @@ def test_bad_settings_are_refused(settings, message):
 
 def test_labels_and_thresholds_are_normalised():
     assert normalize_labels(("A", "B")) == {"A": None, "B": None}
-    assert check_threshold(1, "it") == 1.0
-    with pytest.raises(ValueError, match="threshold of it"):
-        check_threshold(True, "it")
+    assert check_threshold(1, "threshold") == 1.0
+    with pytest.raises(ValueError, match="threshold must be a number from 0 to 1, not True"):
+        check_threshold(True, "threshold")
 
 
 def test_a_saved_configuration_says_nothing_of_where_the_decoder_lay(tmp_path):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 from architectures import score_alone, tiny_config, tiny_model
-from tokenizers_for_tests import byte_level_single_digits
+from tokenizers_for_tests import byte_level_single_digits, sentencepiece_legacy
 
 from decodner_hf import DualBufferCache, UniversalDecoder, get_entity_scores, get_label_token_ids, tokenize_spans
 
@@ -82,6 +82,21 @@ def test_the_readme_example_end_to_end(tmp_path):
         prefix_ids[0].tolist() + row[mask.bool()].tolist() for row, mask in zip(span_ids, attention_mask, strict=True)
     ]
     torch.testing.assert_close(scores, score_alone(native, prompts)[:, list(labels)], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("make", [byte_level_single_digits, sentencepiece_legacy])
+def test_a_span_brings_its_space_or_follows_the_prompts(make):
+    tokenizer = make()
+    spans = ["Steve Jobs", "Apple"]
+    ids = {space: tokenize_spans(spans, tokenizer, 3, leading_space=space)[0] for space in (True, False)}
+    assert torch.equal(ids[True], tokenize_spans(spans, tokenizer, 3)[0])
+
+    def read(prompt, row):
+        whole = [*tokenizer(prompt, add_special_tokens=False)["input_ids"], *row.tolist()]
+        return tokenizer.decode(whole, skip_special_tokens=True)
+
+    assert read("Span:", ids[True][0]) == read("Span: ", ids[False][0]) == "Span: Steve Jobs"
+    assert read("Span: ", ids[True][0]) == "Span:  Steve Jobs"
 
 
 BAD_CALLS = {

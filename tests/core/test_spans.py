@@ -1,5 +1,6 @@
 # ruff: noqa: RUF001, SIM905 -- look-alikes are the point of these texts; as a list they take a page
 import re
+import string
 import unicodedata
 from itertools import pairwise
 from time import process_time
@@ -349,16 +350,14 @@ def tokens_by_span(documents):
 
 
 @settings(max_examples=40, deadline=None)
-@given(
-    st.lists(PLAIN_TEXTS, min_size=3, max_size=8).map(" ".join), st.integers(0, 60), st.sampled_from([0.0, 0.25, 0.9])
-)
-def test_windows_share_out_the_candidates(text, extra, overlap):
+@given(st.lists(PLAIN_TEXTS, min_size=3, max_size=8).map(" ".join), st.integers(0, 60), st.sampled_from([0, None, 6]))
+def test_windows_share_out_the_candidates(text, extra, stride):
     for make in (toys.byte_level_three_digits, toys.sentencepiece_legacy):
         tokenizer = make()
         (document,) = encode([text], tokenizer)
         limit = 2 * document.candidates.longest + 20 + extra
         try:
-            windows = split_into_windows(document, limit, tokenizer, TEMPLATE, overlap=overlap)
+            windows = split_into_windows(document, limit, tokenizer, TEMPLATE, stride=stride)
         except NoWindowError:  # a gap or a word that no window holds
             continue
         assert tokens_by_span(windows) == tokens_by_span([document])
@@ -463,8 +462,20 @@ def test_windows_that_cannot_hold_a_word_are_refused():
         split_into_windows(document, 60, tokenizer, TEMPLATE)
     with pytest.raises(ValueError, match="room for 1 beside the prompt"):
         split_into_windows(document, 3, tokenizer, TEMPLATE)
-    with pytest.raises(ValueError, match="overlap must be"):
-        split_into_windows(document, 60, tokenizer, TEMPLATE, overlap=1.0)
+
+
+@pytest.mark.parametrize("stride", [0, 6, 20])
+def test_windows_repeat_as_many_tokens_as_the_stride_says(stride):
+    tokenizer = toys.byte_level_single_digits()
+    letters = [string.ascii_lowercase[number * 7 % 26] for number in range(200)]  # two tokens each: a space, a letter
+    (document,) = encode([" ".join(letters)], tokenizer, max_span_words=1)
+    windows = split_into_windows(document, 80, tokenizer, TEMPLATE, stride=stride)
+    texts = [tokenizer.backend_tokenizer.decode(window.chain_token_ids.tolist()) for window in windows]
+    words = [text.removeprefix("Text: ").removesuffix("\nSpan:").split() for text in texts]
+    repeated = next(count for count in range(1, 40) if words[0][-count:] == words[1][:count])
+    assert stride <= 2 * repeated <= stride + 2  # whole words, and no fewer than the longest candidate has
+    with pytest.raises(ValueError, match="stride=80 leaves nothing new for a window"):
+        split_into_windows(document, 80, tokenizer, TEMPLATE, stride=80)
 
 
 @pytest.mark.parametrize("text", ["", "  \n"])

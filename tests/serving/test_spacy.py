@@ -184,7 +184,7 @@ def test_documents_keep_their_scores_when_they_are_saved():
     [
         ({"overlap": "some"}, "overlap must be one of"),
         ({"options": {"spans": []}}, "options must not name spans"),
-        ({"options": {"nothing": 1}}, "unknown keyword arguments"),
+        ({"options": {"nothing": 1}}, "there is no argument .nothing."),
         ({"model": "./missing"}, "missing"),
         ({"labels": []}, "label"),
         ({"overwrite_ents": "maybe"}, "overwrite_ents"),

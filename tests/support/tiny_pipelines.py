@@ -34,3 +34,14 @@ def tiny_pipeline(tokenizer=None, model=None, **kwargs):
     tokenizer = tokenizer or byte_level_single_digits()
     model = model if model is not None else tiny_native(vocab_size=len(tokenizer))
     return DecodNERPipeline(model=model, tokenizer=tokenizer, device="cpu", task="decodner-ner", **kwargs)
+
+
+def alike(one, other, tolerance=1e-5):
+    """Returns whether two results are equal but for the rounding of their scores."""
+    if isinstance(one, float) and isinstance(other, float):
+        return abs(one - other) <= tolerance
+    if isinstance(one, dict) and isinstance(other, dict):
+        return list(one) == list(other) and all(alike(one[key], other[key], tolerance) for key in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(alike(*pair, tolerance) for pair in zip(one, other, strict=True))
+    return one == other
