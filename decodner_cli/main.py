@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import metadata
 
-from . import annotate, demo, evaluate, serve, tag, train
+from . import annotate, demo, doctor, evaluate, serve, tag, train
 from .messages import say
 
 EXPECTED = (ValueError, OSError, RuntimeError, ImportError)  # errors whose message says enough
@@ -26,6 +26,7 @@ COMMANDS = {
     "demo": demo,
     "evaluate": evaluate,
     "train": train,
+    "doctor": doctor,
 }
 
 EXAMPLES = """\

@@ -40,10 +40,14 @@ def run(options: argparse.Namespace) -> int:
         ValueError: options or data that cannot be used.
         OSError: files or a model that cannot be found.
     """
-    check_model_folder(options.model)
+    if options.model is not None:
+        check_model_folder(options.model)
     from accelerate import PartialState
 
+    from decodner_hf.default_model import default_model
     from decodner_hf.training import OptionError, train
+
+    options.model = options.model or str(default_model())
 
     try:
         result = train(training_options(options))

@@ -71,8 +71,9 @@ def add_context_arguments(group: argparse._ArgumentGroup) -> None:
 
 def _add_model_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--model", required=True, metavar="DIR_OR_ID",
-        help="the decoder to start from, or a model of this package: a folder, a .gguf file, or a name on the Hub",
+        "--model", default=os.environ.get("DECODNER_MODEL"), metavar="DIR_OR_ID",
+        help="the decoder, or a model of this package, to start from: a folder, a .gguf file, or a name on the Hub "
+        "(default: $DECODNER_MODEL, or the package's own)",
     )  # fmt: skip
     group.add_argument("--output", required=True, metavar="DIR", help="the trained model's folder")
     group.add_argument(

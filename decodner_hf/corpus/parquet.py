@@ -7,15 +7,20 @@ Knows nothing of models; needs pyarrow.
 
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, BinaryIO
+from types import ModuleType
+from typing import TYPE_CHECKING, BinaryIO
 
 from .inputs import Source, opened
 from .records import Annotated, Annotations
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
 ROWS_PER_BATCH = 1000
 
 
-def pyarrow() -> tuple[Any, Any]:
+def pyarrow() -> tuple[ModuleType, ModuleType]:
     """Returns pyarrow and its parquet module; an ImportError that says how to install it."""
     try:
         import pyarrow as arrow
@@ -25,14 +30,14 @@ def pyarrow() -> tuple[Any, Any]:
     return arrow, parquet
 
 
-def read_rows(file: BinaryIO, source: Source) -> tuple[list[str], Iterator[dict[str, Any]]]:
+def read_rows(file: BinaryIO, source: Source) -> tuple[list[str], Iterator[dict[str, object]]]:
     """Returns the columns' names and the rows; a damaged file is a ValueError, also while rows are read."""
     arrow, _ = pyarrow()
     table = _open(file, source)
     return table.schema_arrow.names, _rows(arrow, table, source)
 
 
-def _open(file: BinaryIO, source: Source) -> Any:
+def _open(file: BinaryIO, source: Source) -> "pq.ParquetFile":
     arrow, parquet = pyarrow()
     try:
         return parquet.ParquetFile(file)
@@ -40,7 +45,7 @@ def _open(file: BinaryIO, source: Source) -> Any:
         raise ValueError(f"{source.name} is not a parquet file, or a damaged one: {error}") from error
 
 
-def _rows(arrow: Any, table: Any, source: Source) -> Iterator[dict[str, Any]]:
+def _rows(arrow: ModuleType, table: "pq.ParquetFile", source: Source) -> Iterator[dict[str, object]]:
     names = table.schema_arrow.names
     for batch in _read_batches(arrow, table, source):
         columns = [_python_values(arrow, column) for column in batch.columns]
@@ -48,7 +53,7 @@ def _rows(arrow: Any, table: Any, source: Source) -> Iterator[dict[str, Any]]:
             yield dict(zip(names, values, strict=True))
 
 
-def _read_batches(arrow: Any, table: Any, source: Source) -> Iterator[Any]:
+def _read_batches(arrow: ModuleType, table: "pq.ParquetFile", source: Source) -> "Iterator[pa.RecordBatch]":
     batches = table.iter_batches(batch_size=ROWS_PER_BATCH)
     while True:
         try:
@@ -60,9 +65,9 @@ def _read_batches(arrow: Any, table: Any, source: Source) -> Iterator[Any]:
         yield batch
 
 
-def _python_values(arrow: Any, column: Any) -> list[Any]:
+def _python_values(arrow: ModuleType, column: "pa.Array") -> list[object]:
     try:
-        values: list[Any] = column.to_pylist()
+        values: list[object] = column.to_pylist()
     except (ValueError, OverflowError):  # times that Python's own types cannot hold: nanoseconds, year 10000
         values = column.cast(arrow.string()).to_pylist()
     return values
@@ -121,7 +126,7 @@ def copy_parquet(
             with opened(source) as source_file:
                 for batch in _read_batches(arrow, _open(source_file, source), source):
                     kept: list[int] = []
-                    new: list[list[Any]] = [[] for _ in added]
+                    new: list[list[object]] = [[] for _ in added]
                     beyond = (index, first + batch.num_rows)
                     while item is not None and (item.record.source, item.record.row) < beyond:
                         kept.append(item.record.row - first)
@@ -143,10 +148,10 @@ class Rows:
         """Opens it; `take` raises a ValueError where it is damaged."""
         self.arrow, _ = pyarrow()
         self.batches = _read_batches(self.arrow, _open(file, source), source)
-        self.batch: Any = None
+        self.batch: pa.RecordBatch = None
         self.first = self.beyond = 0  # rows of the batch
 
-    def take(self, rows: Sequence[int]) -> Any:
+    def take(self, rows: Sequence[int]) -> "pa.Table":
         """Returns a table of these rows, which are at least one, ascending, and after those taken before."""
         taken = []
         position = 0
@@ -164,9 +169,9 @@ def documents_table(
     documents: Sequence[Annotated],
     entities_column: str,
     entity_fields: Sequence[str],
-    columns: Sequence[Any] = (),
+    columns: "Sequence[pa.Table]" = (),
     added_columns: Sequence[str] = (),
-) -> Any:
+) -> "pa.Table":
     """Returns documents as a table, each field with the one type that holds all its values.
 
     Args:
@@ -190,7 +195,7 @@ def documents_table(
     return table.append_column(entities, arrow.array([document.entities for document in documents], entities.type))
 
 
-def merged_schema(schemas: Sequence[Any], entities_column: str) -> Any:
+def merged_schema(schemas: "Sequence[pa.Schema]", entities_column: str) -> "pa.Schema":
     """Returns the schema that holds the rows of all tables with these schemas, the entities last.
 
     Raises:
@@ -205,7 +210,7 @@ def merged_schema(schemas: Sequence[Any], entities_column: str) -> Any:
     return arrow.schema([*others, schema.field(entities_column)])
 
 
-def _common_schema(arrow: Any, sources: Sequence[tuple[int, Source]]) -> Any:
+def _common_schema(arrow: ModuleType, sources: Sequence[tuple[int, Source]]) -> "pa.Schema":
     schemas = []
     for _, source in sources:
         with opened(source) as file:
@@ -218,7 +223,7 @@ def _common_schema(arrow: Any, sources: Sequence[tuple[int, Source]]) -> Any:
         raise ValueError(f"the columns of the parquet files do not go together: {error}; write .jsonl.") from error
 
 
-def _columns(arrow: Any, batch: Any, schema: Any) -> list[Any]:
+def _columns(arrow: ModuleType, batch: "pa.RecordBatch", schema: "pa.Schema") -> "list[pa.Array]":
     """Returns the batch's columns in the schema's order, nulls for those that it lacks."""
     return [
         batch.column(field.name) if field.name in batch.schema.names else arrow.nulls(batch.num_rows, field.type)
@@ -226,7 +231,7 @@ def _columns(arrow: Any, batch: Any, schema: Any) -> list[Any]:
     ]
 
 
-def _entities_field(arrow: Any, entities_column: str, entity_fields: Sequence[str]) -> Any:
+def _entities_field(arrow: ModuleType, entities_column: str, entity_fields: Sequence[str]) -> "pa.Field":
     text, number, score = arrow.string(), arrow.int64(), arrow.float64()
     types = {"scores": arrow.map_(text, score), "truncated_at": number}
     fields = [("entity_group", text), ("score", score), ("word", text), ("start", number), ("end", number)]
@@ -234,7 +239,9 @@ def _entities_field(arrow: Any, entities_column: str, entity_fields: Sequence[st
     return arrow.field(entities_column, arrow.list_(entity))
 
 
-def _table(arrow: Any, batch: Sequence[Annotated], entities: Any, schema: Any = None) -> Any:
+def _table(
+    arrow: ModuleType, batch: Sequence[Annotated], entities: "pa.Field", schema: "pa.Schema | None" = None
+) -> "pa.Table":
     names = dict.fromkeys(name for item in batch for name in item.record.fields) if schema is None else schema.names
     columns = {}
     for name in names:
@@ -253,7 +260,7 @@ def _table(arrow: Any, batch: Sequence[Annotated], entities: Any, schema: Any = 
     return arrow.table(columns)
 
 
-def _first_refused(arrow: Any, values: Sequence[Any], known: Any) -> int:
+def _first_refused(arrow: ModuleType, values: Sequence[object], known: "pa.DataType | None") -> int:
     for last in range(len(values) - 1):
         try:
             arrow.array(values[: last + 1], known)

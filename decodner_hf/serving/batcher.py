@@ -23,7 +23,7 @@ from .limits import Limits, RequestError
 
 logger = logging.getLogger(__name__)
 
-CHARACTERS_PER_BUDGET_NODE = 2  # so that a batch fills several passes of the pipeline
+CHARACTERS_PER_BUDGET_NODE = 4  # so that a batch fills several passes of the pipeline
 CHARACTERS_PER_DOCUMENT = 32  # that every document counts more than its text has: its head and its tail
 RETRY_SECONDS = 1
 FAILURES_UNTIL_UNWELL = 3
@@ -36,6 +36,13 @@ class Pipe(Protocol):
 
     def __call__(self, inputs: Any, **arguments: Any) -> Any:
         """Annotates one document, or lazily an iterator of them."""
+
+
+def size_of(document: Mapping[str, Any]) -> int:
+    """Returns the number of characters of the text, or of the words with the spaces between them."""
+    if "text" in document:
+        return len(document["text"])
+    return sum(map(len, document["words"])) + max(len(document["words"]) - 1, 0)
 
 
 @dataclass(frozen=True)
@@ -52,11 +59,8 @@ class Ask:
 
     @property
     def characters(self) -> int:
-        """Size of the text, or of the words with the spaces between them."""
-        if "text" in self.document:
-            return len(self.document["text"])
-        words = self.document["words"]
-        return sum(map(len, words)) + max(len(words) - 1, 0)
+        """Size of the document."""
+        return size_of(self.document)
 
     @property
     def arguments_key(self) -> str:
@@ -243,37 +247,36 @@ class Batcher:
 
     def _annotate(self, items: list[_Item]) -> None:
         """Annotates documents of one call; gives each one's request its result, or the reason why it has none."""
-        while items:
-            done = 0
-            try:
-                for item, result in zip(items, self._results(items), strict=True):
+        done = 0
+        try:
+            for item, result in zip(items, self._results(items), strict=True):
+                if isinstance(result, ValueError):
+                    reason = getattr(result, "reason", None) or str(result)
+                    item.request.fail(RequestError(422, f"documents.{item.index}: {reason}"))
+                else:
                     item.request.finish(item.index, result)
-                    done += 1
-            except ValueError as error:  # of the first document without a result
-                item = items[done]
-                reason = getattr(error, "reason", None) or str(error)
-                item.request.fail(RequestError(422, f"documents.{item.index}: {reason}"))
                 done += 1
-            except Exception as error:
-                if len(items) - done > 1:  # which of them it was, each alone will tell
-                    for item in items[done:]:
-                        self._annotate([item])
-                    return
-                self._failures += 1
-                logger.error("annotating a document failed: %s", without_message(error))
-                items[done].request.fail(RequestError(500, f"the model failed: {type(error).__name__}."))
+        except Exception as error:
+            if len(items) > 1:  # which of them it was, each alone will tell
+                for item in items[done:]:
+                    self._annotate([item])
                 return
-            else:
-                self._failures = 0
-            items = items[done:]
-
-    def _results(self, items: list[_Item]) -> Iterator[Result]:
-        """The results of documents of one call, those before a document that fails first."""
-        arguments = {**items[0].ask.arguments, "return_report": True}
-        if len(items) == 1:
-            yield self._pipe(dict(items[0].ask.document), **arguments)
+            self._failures += 1
+            logger.error("annotating a document failed: %s", without_message(error))
+            items[0].request.fail(RequestError(500, f"the model failed: {type(error).__name__}."))
         else:
-            yield from self._pipe(iter([dict(item.ask.document) for item in items]), **arguments)
+            self._failures = 0
+
+    def _results(self, items: list[_Item]) -> Iterator[Result | ValueError]:
+        """The results of documents of one call, in place of one that is refused the error."""
+        arguments = {**items[0].ask.arguments, "return_report": True}
+        if len(items) > 1:
+            yield from self._pipe(iter([dict(item.ask.document) for item in items]), **arguments, on_error="skip")
+            return
+        try:
+            yield self._pipe(dict(items[0].ask.document), **arguments)
+        except ValueError as error:
+            yield error
 
 
 def without_message(error: BaseException) -> str:

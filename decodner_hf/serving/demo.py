@@ -100,7 +100,7 @@ def build_page(pipe: "DecodNERPipeline", model: str | None = None) -> "gradio.Bl
                 fields = _fields(SAMPLES[0], pipe.model.config)
                 start = gradio.Button("Find entities", variant="primary", elem_id="find")
             with gradio.Column():
-                found = gradio.HTML(label="Entities", show_label=True, elem_id="found", min_height=120)
+                found = gradio.HTML(elem_id="found", min_height=120)
                 table = gradio.Dataframe(
                     headers=list(view.COLUMNS),
                     datatype="str",

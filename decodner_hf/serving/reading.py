@@ -4,15 +4,17 @@ In: the bytes of a body. Out: one `Ask` per document, or a `RequestError` with t
 Knows nothing of HTTP, nor of how documents are annotated.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from .batcher import Ask, Result
+from .batcher import Ask, Result, size_of
 from .limits import Limits, RequestError
 from .schema import Document, ExtractRequest, parse_request
 
 if TYPE_CHECKING:
     from ..core.pipeline import DecodNERPipeline
+    from ..core.pipeline_io import Settings
 
 OF_DOCUMENTS = ("documents", "candidate_labels", "threshold", "return_report")  # the rest goes into the call
 
@@ -35,15 +37,13 @@ def read_request(body: bytes, pipe: "DecodNERPipeline", limits: Limits) -> tuple
     given = request.model_dump(exclude_none=True)
     arguments = {name: value for name, value in given.items() if name not in OF_DOCUMENTS}
     try:
-        own_labels = pipe.settings_for(arguments).candidate_labels
+        settings = pipe.settings_for(arguments)
     except ValueError as error:
         raise RequestError(422, str(error)) from error
-    if request.candidate_labels is None:
-        request.candidate_labels = own_labels
     asks = []
     for index, document in enumerate(request.documents):
         try:
-            asks.append(_ask(document, request, arguments, pipe, limits))
+            asks.append(Ask(_document(document, request, settings, pipe, limits), arguments))
         except ValueError as error:
             raise RequestError(422, f"documents.{index}: {error}") from error
         except RequestError as error:
@@ -51,29 +51,39 @@ def read_request(body: bytes, pipe: "DecodNERPipeline", limits: Limits) -> tuple
     return request, asks
 
 
-def _ask(
-    document: Document,
-    request: ExtractRequest,
-    arguments: Mapping[str, Any],
-    pipe: "DecodNERPipeline",
-    limits: Limits,
-) -> Ask:
+def _document(
+    document: Document, request: ExtractRequest, settings: "Settings", pipe: "DecodNERPipeline", limits: Limits
+) -> dict[str, Any]:
+    """Returns a document as the pipeline takes it, with all that the request says of it: so many may share a call."""
     if (document.text is None) == (document.words is None):
         raise ValueError('a document is a string, or has either "text" or "words".')
-    labels = document.candidate_labels if document.candidate_labels is not None else request.candidate_labels
-    threshold = document.threshold if document.threshold is not None else request.threshold
     content = {"text": document.text} if document.text is not None else {"words": document.words}
-    of_call = dict(arguments) if threshold is None else {**arguments, "threshold": threshold}
-    named = pipe.labels_for(labels)
-    pipe.thresholds_for([name for name, _ in named], pipe.settings_for(of_call))
-    ask = Ask({**content, "candidate_labels": dict(named), **_spans(document.spans)}, of_call)
-    if ask.characters > limits.document_characters:
+    characters = size_of(content)
+    if characters > limits.document_characters:
         raise RequestError(
-            413, f"{ask.characters} characters: at most {limits.document_characters} are allowed; divide the document."
+            413, f"{characters} characters: at most {limits.document_characters} are allowed; divide the document."
         )
-    if len(named) > limits.labels:
-        raise RequestError(413, f"{len(named)} labels: at most {limits.labels} are allowed.")
-    return ask
+    labels = dict(
+        pipe.labels_for(_first(document.candidate_labels, request.candidate_labels, settings.candidate_labels))
+    )
+    if len(labels) > limits.labels:
+        raise RequestError(413, f"{len(labels)} labels: at most {limits.labels} are allowed.")
+    threshold = _threshold(document.threshold, request.threshold, list(labels))
+    if threshold is not None:
+        pipe.thresholds_for(list(labels), replace(settings, threshold=threshold))
+        content["threshold"] = threshold
+    return {**content, "candidate_labels": labels, **_spans(document.spans)}
+
+
+def _threshold(own: Any, of_request: Any, labels: Sequence[str]) -> Any:
+    """Returns a document's threshold: its own, and the request's for labels that its own does not name."""
+    if not isinstance(own, Mapping) or of_request is None:
+        return _first(own, of_request)
+    return {**(of_request if isinstance(of_request, Mapping) else dict.fromkeys(labels, of_request)), **own}
+
+
+def _first(*values: Any) -> Any:
+    return next((value for value in values if value is not None), None)
 
 
 def _spans(given: object) -> dict[str, list[tuple[int, int]]]:

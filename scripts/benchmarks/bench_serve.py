@@ -2,15 +2,17 @@
 
 In: a model (by default the bundled one; `--preset tiny`: random weights), sentences, numbers of clients. Out: per
 number of clients the documents a second, their ratio to the plain pipeline given one list of everything, and given as
-many documents at once as the clients send; the median and the 99th percentile of a request's time; what was lost or
-differs from the plain pipeline's answer (nothing may be); then the same while the service is killed and while it is
-stopped under load and started again. The last line is JSON. Service and clients share the processor.
+many documents at once as the clients send; the same ratio of the processor's time, which other work on the machine
+does not change; the median and the 99th percentile of a request's time; what was lost or differs from the plain
+pipeline's answer (nothing may be); then the same while the service is killed and while it is stopped under load and
+started again. The last line is JSON. Service and clients share the processor.
 """
 
 import argparse
 import json
 import os
 import platform
+import re
 import signal
 import statistics
 import sys
@@ -74,18 +76,28 @@ def alike(one: Sequence[Any], other: Sequence[Any]) -> bool:
     )
 
 
-def measure_plain(plain: DecodNERPipeline, documents: list[str], at_once: int) -> float:
-    """Documents a second of the plain pipeline, given `at_once` of them in each call."""
-    began = time.perf_counter()
+def measure_plain(plain: DecodNERPipeline, documents: list[str], at_once: int) -> tuple[float, float]:
+    """Documents a second of the plain pipeline, given `at_once` of them per call, and processor seconds of each."""
+    began, used = time.perf_counter(), time.process_time()
     for start in range(0, len(documents), at_once):
         plain(documents[start : start + at_once])
-    return len(documents) / (time.perf_counter() - began)
+    return len(documents) / (time.perf_counter() - began), (time.process_time() - used) / len(documents)
 
 
-def measure_load(address: str, options: argparse.Namespace, clients: int, documents: list[str]) -> Load:
-    """Sends the documents, after a few to warm up."""
-    send(address, documents[: 4 * options.per_request], 2, options.per_request)
-    return send(address, documents, clients, options.per_request)
+def processor_seconds(served: ServedProcess) -> float:
+    """Returns what the service has used of the processor, as its metrics say."""
+    _, shown = served.open("/metrics")
+    return float(re.search(r"^process_cpu_seconds_total (\S+)$", shown, flags=re.MULTILINE)[1])
+
+
+def measure_load(
+    served: ServedProcess, options: argparse.Namespace, clients: int, documents: list[str]
+) -> tuple[Load, float]:
+    """Sends the documents, after a few to warm up; returns also the processor seconds of each in the service."""
+    send(served.address, documents[: 4 * options.per_request], 2, options.per_request)
+    used = processor_seconds(served)
+    load = send(served.address, documents, clients, options.per_request)
+    return load, (processor_seconds(served) - used) / len(documents)
 
 
 def measure_restart(arguments: list[str], options: argparse.Namespace, documents: list[str], how: int) -> Load:
@@ -129,13 +141,13 @@ def show(setting: dict[str, Any], rows: list[dict[str, Any]], restarts: dict[str
     print(", ".join(f"{name} {value}" for name, value in setting.items()))
     print(
         f"{'clients':>8s}{'documents/s':>13s}{'one list':>10s}{'ratio':>7s}{'as many at once':>17s}{'ratio':>7s}"
-        f"{'median ms':>11s}{'p99 ms':>9s}"
+        f"{'of processor':>14s}{'median ms':>11s}{'p99 ms':>9s}"
     )
     for row in rows:
         print(
             f"{row['clients']:8d}{row['documents_per_second']:13.1f}{row['list_documents_per_second']:10.1f}"
             f"{row['ratio_to_list']:7.2f}{row['at_once_documents_per_second']:17.1f}"
-            f"{row['ratio_to_as_many_at_once']:7.2f}{row['ms_median']:11.1f}{row['ms_p99']:9.1f}"
+            f"{row['ratio_to_as_many_at_once']:7.2f}{row['ratio_of_processor_time']:14.2f}{row['ms_median']:11.1f}{row['ms_p99']:9.1f}"
         )
     for name, figures in restarts.items():
         lost, different, repeated = (figures[key] for key in ("lost", "different", "repeated"))
@@ -163,13 +175,15 @@ def main() -> int:
         expected = plain(documents)
         with ServedProcess(*arguments) as served:
             for clients in options.clients:
-                together = measure_plain(plain, documents, len(documents))  # again: the machine has other work
-                at_once = measure_plain(plain, documents, clients * options.per_request)
-                load = measure_load(served.address, options, clients, documents)
+                together, _ = measure_plain(plain, documents, len(documents))  # again: the machine has other work
+                at_once, plain_seconds = measure_plain(plain, documents, clients * options.per_request)
+                load, seconds = measure_load(served, options, clients, documents)
                 row = figures_of_load(load, expected, clients)
                 rate = row["documents_per_second"]
                 row |= {"list_documents_per_second": together, "at_once_documents_per_second": at_once}
-                rows.append(row | {"ratio_to_list": rate / together, "ratio_to_as_many_at_once": rate / at_once})
+                row |= {"processor_ms": 1000 * seconds, "plain_processor_ms": 1000 * plain_seconds}
+                row |= {"ratio_to_list": rate / together, "ratio_to_as_many_at_once": rate / at_once}
+                rows.append(row | {"ratio_of_processor_time": plain_seconds / seconds})
         if not options.no_restart:
             for name, how in (("killed", signal.SIGKILL), ("stopped", signal.SIGTERM)):
                 load = measure_restart(arguments, options, documents, how)

@@ -61,7 +61,7 @@ def test_requests_that_wait_together_are_scored_together_in_order_of_labels(pipe
 
 
 def test_a_large_request_does_not_hold_up_a_small_one(pipe, start):
-    batcher = start(token_budget=100)  # a few documents a batch
+    batcher = start(token_budget=50)  # a few documents a batch
     occupy(pipe, batcher)
     large = batcher.submit(asks(*(f"large {number}" for number in range(50))))
     small = batcher.submit(asks("small"))

@@ -1,6 +1,7 @@
 """The command `decodner serve`: as a process with a tiny model, and its errors before there is one."""
 
 import argparse
+import asyncio
 import re
 import signal
 import socket
@@ -19,6 +20,7 @@ from tiny_pipelines import TEXT, tiny_pipeline
 from decodner_cli import main as cli
 from decodner_cli import serve
 from decodner_hf.serving.limits import Limits
+from decodner_hf.serving.server import listen
 
 LABELS = ["--labels", "Person", "City=a town"]
 
@@ -63,6 +65,24 @@ def test_ctrl_c_ends_it_with_success(folder):
         served.process.send_signal(signal.SIGINT)
         code, messages = served.wait()
     assert (code, messages.splitlines()[-1]) == (0, "decodner: stopped.")
+
+
+def test_answers_are_not_held_back_by_the_system():
+    """A connection without TCP_NODELAY waits for the client's delayed acknowledgement between head and body."""
+
+    async def connected(listener):
+        delayed = asyncio.get_running_loop().create_future()
+
+        def accepted(_, writer):
+            delayed.set_result(not writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+
+        async with await asyncio.start_server(accepted, sock=listener):
+            _, writer = await asyncio.open_connection(*listener.getsockname())
+            assert not await delayed
+            writer.close()
+
+    with listen("127.0.0.1", 0) as listener:
+        asyncio.run(connected(listener))
 
 
 def error_of(capsys, *arguments):

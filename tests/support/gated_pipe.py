@@ -23,8 +23,16 @@ class GatedPipe:
         self.calls.append(([document["text"] for document in documents], arguments))
         self.entered.set()
         assert self.gate.wait(30)
-        results = map(self.one, documents)
-        return next(results) if isinstance(inputs, dict) else results
+        if isinstance(inputs, dict):
+            return self.one(inputs)
+        assert arguments["on_error"] == "skip"
+        return map(self.one_or_error, documents)
+
+    def one_or_error(self, document):
+        try:
+            return self.one(document)
+        except ValueError as error:
+            return error
 
     def one(self, document):
         if "BAD" in document["text"]:

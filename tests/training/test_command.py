@@ -6,8 +6,10 @@ from tiny_pipelines import tiny_native
 from tiny_training import LABELS, ROW_TOKENS, run_command
 from transformers import pipeline
 
+from decodner_cli import train
 from decodner_cli.main import main
 from decodner_hf import DecodNERConfig, DecodNERForSpanClassification
+from decodner_hf.default_model import default_model
 
 
 def test_the_command_trains_a_folder_for_the_pipeline(files, capsys):
@@ -184,3 +186,16 @@ def test_a_model_folder_that_is_not_there_is_named(files, capsys):
     arguments = ["train", "--model", "./nowhere", "--output", str(files / "out"), "--train", str(files / "data.jsonl")]
     assert main(arguments) == 1
     assert "there is no folder ./nowhere." in capsys.readouterr().err
+
+
+def test_without_a_model_training_starts_from_the_packages_own(monkeypatch, tmp_path):
+    started = []
+
+    def stop(options):
+        started.append(options.model)
+        raise ValueError("seen enough")
+
+    monkeypatch.delenv("DECODNER_MODEL", raising=False)
+    monkeypatch.setattr(train, "training_options", stop)
+    assert main(["train", "--train", "any", "--output", str(tmp_path / "out")]) == 1
+    assert started == [str(default_model())]
