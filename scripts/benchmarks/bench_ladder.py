@@ -39,6 +39,7 @@ from decodner_hf.core.forest import rows_forest
 from decodner_hf.core.growth import GrowingForest, GrownRows
 from decodner_hf.core.kept_rows import KeptRows
 from decodner_hf.core.label_head import row_logits
+from decodner_hf.core.transformers_private import cache_keyword
 
 SHAPE = (
     *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
@@ -134,7 +135,7 @@ class Ladder:
         prefilled = prefilled or self.prefilled
         inputs = {
             "input_ids": batch.token_ids.to(self.device),
-            "past_key_values": prefilled.cache(len(batch.token_ids)),
+            cache_keyword(prefilled.native): prefilled.cache(len(batch.token_ids)),
         }
         if full:
             logits = prefilled.native(**inputs).logits
@@ -294,8 +295,10 @@ class Ladder:
 
 
 def _largest_difference(found: dict[int, torch.Tensor], expected: dict[int, torch.Tensor]) -> float:
-    """Returns the largest absolute difference of label logits over the spans that both hold; NaN where any is."""
+    """Returns the largest absolute difference of label logits over the spans that both hold; NaN without any."""
     both = sorted(found.keys() & expected.keys())
+    if not both:
+        return float("nan")
     apart = torch.stack([found[span] for span in both]) - torch.stack([expected[span] for span in both])
     return float(apart.abs().max())
 

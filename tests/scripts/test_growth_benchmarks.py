@@ -4,6 +4,7 @@ import json
 
 import bench_growth
 import bench_host
+import bench_ladder
 import pytest
 from architectures import tiny_config, tiny_model
 from growth_rate import counted_passes, growth_threshold, span_tokens
@@ -34,6 +35,15 @@ def test_growth_is_measured_against_exhaustive_scoring_in_one_run(capsys):
         if line["way"] == bench_growth.EXHAUSTIVE:
             assert line["span_tokens"] > 1.5 * rates[line["corpus"], line["width"]]
     assert set(figures["grown"]["sentences, width 4"]) == {"speedup", "memory"}
+
+
+def test_the_ladder_has_a_grown_rung(capsys):
+    flags = ["--words", "12", "--prefix", "16", "--width", "6", "--repeats", "1", "--max-batches", "1"]
+    bench_ladder.main(flags)
+    rungs = {rung["name"]: rung for rung in last_line(capsys)["rungs"]}
+    grown, forest = rungs["grown, all rounds"], rungs["forest"]
+    assert 12 <= grown["rows_tokens"] < forest["rows_tokens"]
+    assert grown["error"] < 1e-4
 
 
 def test_host_stages_are_timed(capsys):
