@@ -22,9 +22,9 @@ SPARE = 1  # tokens; the view of a full buffer would be contiguous, for which to
 class KeyValueBuffer:
     """Keys [B, Hkv, capacity, Dk] and values [B, Hkv, capacity, Dv]; `limit` bounds the capacity where it is given."""
 
-    def __init__(self, limit: int | None) -> None:
-        """An empty buffer; memory is taken at the first write."""
-        self.limit = limit
+    def __init__(self, limit: int | None, growth: float = GROWTH) -> None:
+        """An empty buffer; memory is taken at the first write, and `growth` times as much where it must grow."""
+        self.limit, self.growth = limit, growth
         self.keys: torch.Tensor | None = None
         self.values: torch.Tensor | None = None
 
@@ -46,7 +46,7 @@ class KeyValueBuffer:
         if buffer is not None and buffer.shape[2] >= end and (start or _same_kind(buffer, new)):
             return buffer
         held = 0 if buffer is None else buffer.shape[2]
-        capacity = self.limit if self.limit is not None else max(end, MIN_CAPACITY, int(held * GROWTH))
+        capacity = self.limit if self.limit is not None else max(end, MIN_CAPACITY, int(held * self.growth))
         capacity += SPARE
         with torch.inference_mode(False):  # what was made in inference mode could not be written outside of it
             grown = new.new_empty(*new.shape[:2], capacity, new.shape[3])

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .arrays import IntArray, bounds_of, ramp_of
+from .arrays import BoolArray, IntArray, bounds_of, ramp_of
 
 MAX_TOKEN_ID = 2**31 - 2
 
@@ -42,6 +42,31 @@ class SpanPaths:
         lengths = np.fromiter((len(span) for span in spans), np.int64, len(spans))
         token_ids = np.fromiter((token for span in spans for token in span), np.int64, int(lengths.sum()))
         return cls(token_ids, bounds_of(lengths), np.arange(len(spans)), lengths)
+
+
+@dataclass(frozen=True)
+class FoundSpans:
+    """K candidate spans found at n places (words of documents), as token paths; a span is the start of its path.
+
+    Attributes:
+        place: int64 [K], at which of the n places each starts, ascending.
+        width: int64 [K], its number of words.
+        token_ids: int64 [T], the tokens of R paths, one path after the other.
+        cu_seqlens: int64 [R + 1], where each path starts in `token_ids`.
+        path_place: int64 [R], the place at which each path starts.
+        of_place: bool [R], whether the path is the one that spans from its place share, and not a single span's own.
+        span_path: int64 [K], each span's path.
+        span_length: int64 [K], its number of tokens, at least 1.
+    """
+
+    place: IntArray
+    width: IntArray
+    token_ids: IntArray
+    cu_seqlens: IntArray
+    path_place: IntArray
+    of_place: BoolArray
+    span_path: IntArray
+    span_length: IntArray
 
 
 @dataclass(frozen=True)

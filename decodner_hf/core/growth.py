@@ -14,8 +14,10 @@ import numpy as np
 
 from .arrays import BoolArray, FloatArray, Int32Array, IntArray, bounds_of, packed_runs, ramp_of
 from .forest import PathTable, SpanPaths
+from .round_candidates import RoundCandidates, WiderSpans, ended_prefixes, joined
 
-ROUND_WIDTHS = (1, 2, 4, 8)  # words that the spans of each round have at most; a last round takes all wider ones
+NUMBERS = 2**27  # of one forest, where not all candidates are listed; int32 holds 16 such ranges
+SPARE_NUMBERS = 2**14  # kept for each word, at most, for candidates that are not listed and hang from no other
 
 
 def goes_on_probability(odds: FloatArray) -> FloatArray:
@@ -39,11 +41,8 @@ def existing_spans(place: IntArray, width: IntArray, goes_on: BoolArray) -> Bool
     """
     if not len(place):
         return np.zeros(0, bool)
-    prefixes, prefix = np.unique(np.stack([place, width]), axis=1, return_inverse=True)
-    ends = np.ones(prefixes.shape[1], bool)
-    ends[prefix.reshape(-1)[goes_on]] = False
     last_width = np.full(int(place.max()) + 1, np.iinfo(np.int64).max)
-    np.minimum.at(last_width, prefixes[0, ends], prefixes[1, ends])
+    np.minimum.at(last_width, *ended_prefixes(place, width, goes_on))
     exists: BoolArray = width <= last_width[place]
     return exists
 
@@ -92,6 +91,7 @@ class GrowingForest:
         first_position: int = 0,
         first_number: int = 0,
         cue_token_ids: Sequence[int] = (),
+        wider: Sequence[WiderSpans | None] | None = None,
     ) -> None:
         """Takes the documents; nothing is numbered yet.
 
@@ -103,44 +103,32 @@ class GrowingForest:
             first_position: length of the shared prefix.
             first_number: number of the first node.
             cue_token_ids: tokens that follow every span; it is scored at the last of them.
+            wider: per document what finds its candidates that are not among `paths`, if there are any.
         """
         self._cue = np.asarray(cue_token_ids, np.int64)
         self._chains = [np.asarray(chain, np.int64) for chain in chains]
         self._chain_lengths = np.array([len(chain) for chain in chains], np.int64)
-        path_counts = np.array([len(document.cu_seqlens) - 1 for document in paths], np.int64)
-        span_counts = np.array([len(document.span_path) for document in paths], np.int64)
-        token_counts = np.array([len(document.token_ids) for document in paths], np.int64)
-        self._tokens = _joined([document.token_ids for document in paths])
-        starts = [document.cu_seqlens[:-1] for document in paths]
-        self._path_start = _joined(starts) + np.repeat(bounds_of(token_counts)[:-1], path_counts)
-        path_lengths = _joined([np.diff(document.cu_seqlens) for document in paths])
-        self._path_document = np.repeat(np.arange(len(paths)), path_counts)
-        self._span_path = _joined([d.span_path for d in paths]) + np.repeat(bounds_of(path_counts)[:-1], span_counts)
-        self._span_length = _joined([document.span_length for document in paths])
-        words = np.array([int(place.max(initial=-1)) + 1 for place in places], np.int64)
-        self._place = _joined(places) + np.repeat(bounds_of(words)[:-1], span_counts)
-        self._width = _joined(widths)
-        self._is_open = np.ones(int(words.sum()), bool)  # [places]: whether every prefix scored so far goes on
-        # Numbers that each path can still need: its tokens and, for each of its spans, a copy of them with the cue.
-        self._room = path_lengths.copy()
-        if len(self._cue):
-            np.add.at(self._room, self._span_path, self._span_length + len(self._cue))
-        self._reached = np.zeros_like(path_lengths)  # [paths]: tokens that have nodes
-        self._reached_by = np.zeros_like(path_lengths)  # [paths]: the span that ends there
-        self._below = np.full_like(path_lengths, -1)  # [paths]: the first number free below the node there
-        needed = np.bincount(self._path_document, weights=self._room, minlength=len(paths)).astype(np.int64)
+        self.candidates = RoundCandidates(paths, places, widths, wider)
+        paths_so_far = len(self.candidates.path_start)
+        self._room = self._numbers_needed()
+        self._reached = np.zeros(paths_so_far, np.int64)  # [paths]: tokens that have nodes
+        self._reached_by = np.zeros(paths_so_far, np.int64)  # [paths]: the span that ends there
+        self._below = np.full(paths_so_far, -1)  # [paths]: the first number free below the node there
+        needed = np.bincount(self.candidates.path_document, weights=self._room, minlength=len(paths)).astype(np.int64)
+        if self.candidates.has_wider:
+            num_places = self.candidates.num_places
+            spare = (NUMBERS - int(needed.sum() + self._chain_lengths.sum())) // max(int(num_places.sum()), 1)
+            needed += num_places * min(max(spare, 0), SPARE_NUMBERS)
         bounds = first_number + bounds_of(self._chain_lengths + needed)
         self._document_start, self._document_end = bounds[:-1], bounds[1:]
         self._next_root = self._document_start + self._chain_lengths  # [B]: the first number that no path has
         self._first_position = first_position
-        self._rounds = _round_bounds(int(self._width.max(initial=1)))
-        self._last_round: IntArray = np.empty(0, np.int64)  # spans
         self.next_number = int(bounds[-1])
 
     @property
     def num_spans(self) -> int:
-        """Number of candidate spans of all documents (S)."""
-        return len(self._span_path)
+        """Number of candidate spans known so far (S)."""
+        return len(self.candidates.span_path)
 
     def first_round(self, max_nodes: int | None = None) -> Iterator[GrownRows]:
         """Yields the documents' chains and their shortest spans; see `next_round` for `max_nodes`."""
@@ -149,13 +137,13 @@ class GrowingForest:
         numbers = np.repeat(self._document_start, lengths) + depth
         ends = np.repeat(self._document_end - 1, lengths)
         room = None if max_nodes is None else max(max_nodes - len(depth), 1)
-        for part, spans in enumerate(self._parts(self._choose(), room)):
+        for part, spans in enumerate(self._parts(self._chosen(), room)):
             grown = self._add(spans)
             if part:
                 yield grown
                 continue
             yield GrownRows(
-                token_ids=np.append(_joined(self._chains), grown.token_ids),
+                token_ids=np.append(joined(self._chains), grown.token_ids),
                 position_ids=np.append(self._first_position + depth, grown.position_ids),
                 numbers=np.append(numbers.astype(np.int32), grown.numbers),
                 subtree_end=np.append(ends.astype(np.int32), grown.subtree_end),
@@ -172,49 +160,69 @@ class GrowingForest:
             max_nodes: most nodes of one pass; a round that may have more comes in parts. The spans of one place stay
                 together, however many nodes they have.
         """
-        last = self._last_round
-        prefixes, prefix = np.unique(np.stack([self._place[last], self._width[last]]), axis=1, return_inverse=True)
-        ends = np.ones(prefixes.shape[1], bool)
-        ends[prefix.reshape(-1)[goes_on[last]]] = False
-        self._is_open[prefixes[0, ends]] = False
-        while self._rounds:
-            chosen = self._choose()
+        self.candidates.close(goes_on)
+        while (chosen := self._chosen()) is not None:
             if len(chosen):
                 for spans in self._parts(chosen, max_nodes):
                     yield self._add(spans)
                 return
 
-    def _choose(self) -> IntArray:
-        """The spans of the next round, in order of their places."""
-        shortest, longest = self._rounds.pop(0)
-        fits = (self._width >= shortest) & (self._width <= longest)
-        chosen = np.flatnonzero(fits & self._is_open[self._place])
-        self._last_round = chosen[np.argsort(self._place[chosen], kind="stable")]
-        return self._last_round
+    def open_ends(self, goes_on: BoolArray) -> IntArray:
+        """Returns, after a round, the numbers below which later rounds may add nodes, ascending.
 
-    def _parts(self, spans: IntArray, max_nodes: int | None) -> Iterator[IntArray]:
+        A node whose subtree holds none of them is seen by no later node. For the argument see `next_round`.
+        """
+        self.candidates.close(goes_on)
+        is_open = self.candidates.open_places()
+        paths = np.unique(self.candidates.span_path[is_open[self.candidates.place]])
+        documents = self.candidates.open_documents(is_open)
+        chain_ends = self._document_start[documents] + self._chain_lengths[documents]
+        return np.unique(np.append(self._below[paths[self._reached[paths] > 0]], chain_ends)) - 1
+
+    def _chosen(self) -> IntArray | None:
+        """The spans of the next round; paths found for it have no nodes yet."""
+        chosen = self.candidates.choose()
+        if (added := len(self.candidates.path_start) - len(self._reached)) > 0:
+            nothing = np.zeros(added, np.int64)
+            self._room = np.append(self._room, self._numbers_needed()[-added:])
+            self._reached, self._reached_by = np.append(self._reached, nothing), np.append(self._reached_by, nothing)
+            self._below = np.append(self._below, nothing - 1)
+        return chosen
+
+    def _numbers_needed(self) -> IntArray:
+        """Numbers that each path can need: its tokens and, for each of its spans, a copy of them with the cue."""
+        candidates = self.candidates
+        needed = candidates.path_length.copy()
+        if len(self._cue):
+            np.add.at(needed, candidates.span_path, candidates.span_length + len(self._cue))
+            if candidates.has_wider:
+                needed += candidates.widest * (candidates.path_length + len(self._cue))
+        return needed
+
+    def _parts(self, spans: IntArray | None, max_nodes: int | None) -> Iterator[IntArray]:
         """Cuts spans, in order of their places, into parts that add no more than `max_nodes` nodes each."""
-        path = self._span_path[spans]
-        if max_nodes is None or not len(spans):
-            yield spans
+        candidates = self.candidates
+        if spans is None or max_nodes is None or not len(spans):
+            yield np.empty(0, np.int64) if spans is None else spans
             return
+        path = candidates.span_path[spans]
         target = np.zeros_like(self._reached)
-        np.maximum.at(target, path, self._span_length[spans])
+        np.maximum.at(target, path, candidates.span_length[spans])
         paths = np.flatnonzero(target)
         place_of_path = np.zeros_like(self._reached)
-        place_of_path[path] = self._place[spans]
+        place_of_path[path] = candidates.place[spans]
         weight = np.bincount(place_of_path[paths], weights=target[paths] - self._reached[paths])
         if len(self._cue):
-            with_cue = self._span_length[spans] - self._reached[path] + len(self._cue)
-            weight = weight + np.bincount(self._place[spans], weights=with_cue, minlength=len(weight))
-        places, first = np.unique(self._place[spans], return_index=True)
+            with_cue = candidates.span_length[spans] - self._reached[path] + len(self._cue)
+            weight = weight + np.bincount(candidates.place[spans], weights=with_cue, minlength=len(weight))
+        places, first = np.unique(candidates.place[spans], return_index=True)
         bounds = np.append(first, len(spans))
         for run in packed_runs(weight[places].tolist(), max_nodes):
             yield spans[bounds[run.start] : bounds[run.stop]]
 
     def _add(self, spans: IntArray) -> GrownRows:
         """Adds the nodes that these spans lack."""
-        path, length = self._span_path[spans], self._span_length[spans]
+        path, length = self.candidates.span_path[spans], self.candidates.span_length[spans]
         new = (length > self._reached[path]) | (len(self._cue) > 0)  # the others end at a node scored before
         repeats = np.stack([spans[~new], self._reached_by[path[~new]]])
         spans, path, length = spans[new], path[new], length[new]
@@ -233,7 +241,7 @@ class GrowingForest:
         numbers = first_numbers[row] + depth - table.shared[row]
         first_nodes = bounds_of(table.new_nodes)[:-1]
         above = np.empty_like(depth_above)
-        above[table.rank] = self._chain_lengths[self._path_document[rows.path]] + depth_above
+        above[table.rank] = self._chain_lengths[self.candidates.path_document[rows.path]] + depth_above
         grown = GrownRows(
             token_ids=table.token_ids[row, depth],
             position_ids=self._first_position + above[row] + depth,
@@ -265,15 +273,15 @@ class GrowingForest:
             taken = np.bincount(path, weights=lengths[len(base) :], minlength=len(self._room)).astype(np.int64)
             self._room -= taken
             room = np.append(self._room[base], lengths[len(base) :])
-        below = np.where(self._reached[own] > 0, self._below[own], self._next_root[self._path_document[own]])
+        below = np.where(self._reached[own] > 0, self._below[own], self._next_root[self.candidates.path_document[own]])
         return _Rows(own, lengths, cues, room, below, of_span, len(base))
 
     def _tokens_of(self, rows: "_Rows") -> IntArray:
         """The rows' tokens, one row after the other."""
         depth = ramp_of(rows.length)
         in_cue = depth - np.repeat(rows.length - rows.cue, rows.length)
-        source = np.repeat(self._path_start[rows.path] + self._reached[rows.path], rows.length) + depth
-        tokens: IntArray = np.append(self._tokens, 0)[np.where(in_cue < 0, source, -1)]
+        source = np.repeat(self.candidates.path_start[rows.path] + self._reached[rows.path], rows.length) + depth
+        tokens: IntArray = np.append(self.candidates.tokens, 0)[np.where(in_cue < 0, source, -1)]
         tokens[in_cue >= 0] = self._cue[in_cue[in_cue >= 0]]
         return tokens
 
@@ -284,6 +292,11 @@ class GrowingForest:
         total = np.bincount(table.tree, weights=room, minlength=len(trees)).astype(np.int64)
         roots = np.isin(self._next_root, trees)
         self._next_root[roots] += total[np.searchsorted(trees, self._next_root[roots])]
+        if (self._next_root > self._document_end).any() or (rows.room < rows.length).any():
+            raise ValueError(
+                "the spans of a document need more numbers than are kept for them: lower max_span_words, or score it "
+                "without growth."
+            )
         others = np.isin(self._below, trees)  # of paths that are extended, `_reach` says where they go on
         self._below[others] += total[np.searchsorted(trees, self._below[others])]
         before = np.cumsum(room) - room
@@ -310,13 +323,3 @@ class _Rows:
     below: IntArray  # [R], the first number free below the node that each hangs from; rows of one node share a tree
     of_span: IntArray  # [K], each span's row
     num_paths: int
-
-
-def _round_bounds(widest: int) -> list[tuple[int, int]]:
-    """Fewest and most words of the spans of each round."""
-    starts = [0, *(width for width in ROUND_WIDTHS if width < widest)]
-    return [(start + 1, end) for start, end in zip(starts, [*starts[1:], widest], strict=True)]
-
-
-def _joined(arrays: Sequence[IntArray]) -> IntArray:
-    return np.concatenate([np.empty(0, np.int64), *arrays])

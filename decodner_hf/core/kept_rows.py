@@ -14,6 +14,8 @@ from .arrays import IndexArray, Int32Array
 from .cache import KeyValueBuffer
 from .transfers import copy_to_device
 
+GROWTH = 1.1  # of the buffers: in a stream all passes are of like size
+
 
 @dataclass(frozen=True)
 class RowStructure:
@@ -68,7 +70,14 @@ class KeptRows:
                 f"{self.num_rows} rows are kept and {key.shape[2]} more were given, but there is room for "
                 f"{self.capacity}: make the capacity larger, or drop rows by `select`."
             )
-        self._buffers.setdefault((layer_idx, call), KeyValueBuffer(self.capacity)).write(self.num_rows, key, value)
+        buffer = self._buffers.setdefault((layer_idx, call), KeyValueBuffer(self.capacity, GROWTH))
+        buffer.write(self.num_rows, key, value)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the buffers."""
+        parts = (part for buffer in self._buffers.values() for part in (buffer.keys, buffer.values))
+        return sum(part.nbytes for part in parts if part is not None)
 
     def read(self, layer_idx: int, call: int, new_rows: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
         """Key [1, Hkv, K + n, Dk] and value [1, Hkv, K + n, Dv] of the kept rows and n written ones, as views."""

@@ -20,7 +20,7 @@ from .adapters import refuse_prompt_learning
 from .checkpoints import save_decoder
 from .configuration import DecodNERConfig, check_threshold, normalize_labels
 from .decoding import Entity, decode_entities
-from .document_windows import DocumentEncoder
+from .document_encoder import LISTED_WORDS, LISTED_WORDS_OF_GRAPHS, DocumentEncoder
 from .hub import upload, write_model_card, write_tokenizer
 from .modeling import DecodNERForSpanClassification
 from .pipeline_io import (
@@ -39,7 +39,8 @@ from .pipeline_io import (
     read_document,
 )
 from .prompting import LabelPrompts, Labels, PromptTemplate
-from .scoring import DocumentScorer, ScoredDocument
+from .scored_document import ScoredDocument
+from .scoring import DocumentScorer
 from .spans import DocumentError
 from .streaming import EntityStream
 from .tokenization import check_tokenizer, private_tokenizer, token_numbers
@@ -230,7 +231,7 @@ class DecodNERPipeline(Pipeline):
         return EntityStream(
             inputs,
             read=self._reader(settings),
-            encode=partial(self.encoder.encode, settings=settings),
+            encode=partial(self.encoder.encode, settings=settings, listed_words=LISTED_WORDS),
             scorer=self.scorer,
             decode=partial(self.decode, settings=settings),
             write=partial(self._write, settings=settings),
@@ -244,7 +245,8 @@ class DecodNERPipeline(Pipeline):
     def preprocess(self, input_: object, settings: Settings | None = None) -> PreparedDocument:
         """Reads and encodes one input."""
         settings = settings or self.settings_for({})
-        return self.encoder.encode([self._reader(settings)(input_, None)], settings)[0]
+        listed = LISTED_WORDS if self.model.graphs is None else LISTED_WORDS_OF_GRAPHS
+        return self.encoder.encode([self._reader(settings)(input_, None)], settings, listed)[0]
 
     def _forward(self, input_tensors: PreparedDocument, **_: object) -> ScoredDocument:
         """Scores one document."""

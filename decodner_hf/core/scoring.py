@@ -1,4 +1,4 @@
-"""Scores prepared documents with a model, in packed passes of at most a budget of tokens.
+"""Scores all candidates of prepared documents with a model, in packed passes of at most a budget of tokens.
 
 In: prepared documents, whose windows and prompts are token ids. Out: label logits of every candidate span, document by
 document, asynchronously: passes are launched without waiting for their results.
@@ -10,29 +10,27 @@ Knows nothing of text, thresholds or entities.
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from itertools import islice, pairwise
 from threading import RLock
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from .arrays import IntArray, packed_runs
+from .arrays import FloatingArray, IntArray, packed_runs
 from .cache import DualBufferCache
 from .decoding import merge_shards
 from .forest import SpanPaths, build_forest
+from .grown_scoring import GrownScoring
 from .modeling import DecodNERForSpanClassification
 from .pipeline_io import PreparedDocument
 from .prompting import EncodedPrompt
-from .round_scoring import GrownWindow, score_in_rounds
+from .scored_document import ScoredDocument
 from .spans import EncodedDocument
 from .transfers import HostCopy, is_out_of_memory
 from .weights import WeightsWatch
-
-LogitArray = NDArray[np.floating[Any]]  # float32, or float64 where the model or several prompts make it so
 
 Result = TypeVar("Result")
 
@@ -45,19 +43,6 @@ CPU_BUDGET = 4096
 SMALLEST_BUDGET = 64
 KEPT_PREFIXES = 8  # at least, whatever their size
 KEPT_PREFIX_BYTES = 2**30  # more than KEPT_PREFIXES are kept up to this size
-
-
-@dataclass(frozen=True)
-class ScoredDocument:
-    """A document with its results.
-
-    Attributes:
-        prepared: the document.
-        label_logits: [S, L + 1], the none label's first; S candidate spans of all its windows, one after the other.
-    """
-
-    prepared: PreparedDocument
-    label_logits: LogitArray
 
 
 @dataclass(frozen=True)
@@ -74,7 +59,7 @@ class _Run:
     cu_spans: IntArray
     num_columns: int
 
-    def logits(self) -> list[LogitArray]:
+    def logits(self) -> list[FloatingArray]:
         """Waits for them; [spans of the window, L + 1] each."""
         arrays = [download.array() for _, download in self.pieces]
         dtype = arrays[0].dtype if arrays else np.dtype(np.float32)
@@ -106,26 +91,12 @@ class PendingScores:
         ]
 
 
-@dataclass(frozen=True)
-class FinishedScores:
-    """The scores of documents whose spans were grown, which takes their answers, round by round.
-
-    Attributes:
-        results: the documents, with their existing candidates alone.
-    """
-
-    results: list[ScoredDocument]
-
-    def wait(self) -> list[ScoredDocument]:
-        """Returns the documents with their label logits."""
-        return self.results
-
-
 class DocumentScorer:
     """The scoring stage: runs documents through a model, and keeps the prefixes that it has encoded.
 
     Attributes:
         token_budget: forest nodes per pass.
+        weights_version: grows whenever prefixes became stale.
     """
 
     def __init__(self, model: DecodNERForSpanClassification, token_budget: int | None = None) -> None:
@@ -135,6 +106,7 @@ class DocumentScorer:
         self.token_budget = min(budget, model.node_limit or budget)
         self._prefixes: OrderedDict[bytes, DualBufferCache] = OrderedDict()
         self._watch = WeightsWatch(model.backbone)
+        self.weights_version = 0
         self._lock = RLock()  # prefixes are shared, and grow while a long document is scored
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -142,32 +114,46 @@ class DocumentScorer:
         return type(self), (self.model, self.token_budget)
 
     def score(self, documents: Sequence[PreparedDocument]) -> list[ScoredDocument]:
-        """Scores documents of one label set: `launch`, and the results."""
+        """Scores documents of one label set; grows their spans where they ask for it."""
+        if documents[0].growth_threshold is not None:
+            return self.growing(documents[0]).score(documents)
         return self.launch(documents).wait()
 
-    def launch(self, documents: Sequence[PreparedDocument]) -> PendingScores | FinishedScores:
-        """Starts scoring B documents of one label set against each of its prompts; grows spans where they ask for it.
+    def growing(self, first: PreparedDocument) -> GrownScoring:
+        """Returns what scores documents like `first`, whose spans are grown, as they come."""
+        return GrownScoring(self, first)
+
+    def launch(self, documents: Sequence[PreparedDocument]) -> PendingScores:
+        """Starts scoring every candidate of B documents of one label set against each of its prompts.
 
         Raises:
             ValueError: what the model refuses (a document beyond its positions, say).
         """
         windows = [window for document in documents for window in document.windows]
-        with self._lock, self._device():
-            if self._watch.changed():  # prefixes encoded before are stale
-                self._prefixes.clear()
-            prompts = documents[0].prompts
-            keys = {prompt.prefix_token_ids.tobytes() for prompt in prompts}
-            if documents[0].growth_threshold is not None:
-                return FinishedScores(self._grow(documents, keys))
+        prompts = documents[0].prompts
+        keys = {prompt.prefix_token_ids.tobytes() for prompt in prompts}
+        assert all(window.wider is None for window in windows), "candidates that are not listed would not be scored"
+        with self.in_use():
             return PendingScores(documents, [self._score_windows(prompt, windows, keys) for prompt in prompts])
 
     def kept_prefixes(self) -> list[DualBufferCache]:
         """Returns the prefixes that are kept, those used last at the end."""
         return list(self._prefixes.values())
 
-    def _device(self) -> AbstractContextManager[Any]:
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Keeps other threads from the prefixes, of which stale ones are dropped, and makes the device current."""
         device = self.model.device
-        return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+        with self._lock, torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            if self._watch.changed():
+                self._prefixes.clear()
+                self.weights_version += 1
+            yield
+
+    def prefixes(self, prompts: Sequence[EncodedPrompt]) -> list[DualBufferCache]:
+        """Returns the prompts' prefixes, encoded now or before; only to be called and read within `in_use`."""
+        needed = {prompt.prefix_token_ids.tobytes() for prompt in prompts}
+        return [self._prefix(prompt, needed) for prompt in prompts]
 
     def _prefix(self, prompt: EncodedPrompt, needed: set[bytes]) -> DualBufferCache:
         """Returns the prompt's prefix, encoded now or before; those of the other `needed` prompts are not dropped."""
@@ -199,70 +185,29 @@ class DocumentScorer:
                 results.append(score(range(start, start + len(run))))
                 start += len(run)
             except RuntimeError as error:  # of which torch.OutOfMemoryError is one; the CPU's allocator has no other
-                if not is_out_of_memory(error) or self.token_budget <= SMALLEST_BUDGET:
-                    raise
-                self._halve_budget()
+                self.halve_budget(error)
         return results
 
-    def _grow(self, documents: Sequence[PreparedDocument], needed: set[bytes]) -> list[ScoredDocument]:
-        """Scores documents in rounds; returns them with their existing candidates."""
-        own_spans = [document.source.spans is not None for document in documents for _ in document.windows]
-        windows = [window for document in documents for window in document.windows]
-        sizes = [window.budget_nodes(grown=True) for window in windows]
-
-        def score(run: range) -> list[GrownWindow]:
-            chosen = slice(run.start, run.stop)
-            return self._grow_run(documents[0], windows[chosen], own_spans[chosen], needed)
-
-        grown = iter([window for run in self._in_runs(sizes, score) for window in run])
-        results = []
-        for document in documents:
-            kept, logits, not_grown = [], [], 0
-            for window, found in zip(document.windows, grown, strict=False):
-                not_grown += int((~found.exists).sum())
-                kept.append(replace(window, candidates=window.candidates.select(found.exists)))
-                several = len(found.label_logits) > 1
-                logits.append(merge_shards(found.label_logits) if several else found.label_logits[0])
-            scored = replace(document, windows=tuple(kept), not_grown=not_grown)
-            results.append(ScoredDocument(scored, np.concatenate(logits)))
-        return results
-
-    def _grow_run(
-        self,
-        document: PreparedDocument,
-        windows: Sequence[EncodedDocument],
-        own_spans: Sequence[bool],
-        needed: set[bytes],
-    ) -> list[GrownWindow]:
-        """Grows the spans of windows of one pass, or of a single window beyond the budget."""
-        prompts, threshold = document.prompts, document.growth_threshold
-        assert threshold is not None, "growing without a threshold"
-        caches = [self._prefix(prompt, needed) for prompt in prompts]
-        chain = windows[0].chain_token_ids
-        is_long = len(chain) > self.token_budget
-        before = [cache.prefix_length for cache in caches]
-        try:
-            for cache in caches if is_long else ():
-                self._encode_chain(chain, cache)
-            return score_in_rounds(
-                self.model,
-                prompts,
-                caches,
-                windows,
-                threshold=threshold,
-                all_exist=own_spans,
-                chains_cached=is_long,
-                max_nodes=self.token_budget,
-            )
-        finally:
-            for cache, length in zip(caches, before, strict=True):
-                cache.crop(length - cache.prefix_length)
-
-    def _encode_chain(self, chain: IntArray, cache: DualBufferCache) -> None:
+    def encode_chain(self, chain: IntArray, cache: DualBufferCache) -> None:
+        """Grows a prefix by a document beyond the budget, in several passes."""
         for start in range(0, len(chain), self.token_budget):
             self.model.encode_prefix(chain[start : start + self.token_budget], cache)
 
-    def _halve_budget(self) -> None:
+    def kept_share(self, caches: Sequence[DualBufferCache]) -> float:
+        """Returns the part that a row's keys and values have of all memory that it takes in passes that keep them.
+
+        Args:
+            caches: the prefixes of all prompts that it is scored against.
+        """
+        buffers = (buffer for cache in caches for layer in cache.layers for buffer in layer.calls)
+        parts = [part for buffer in buffers for part in (buffer.keys, buffer.values) if part is not None]
+        kept = float(sum(part.nbytes // part.shape[2] for part in parts))
+        return kept / (kept + activation_bytes_per_node(self.model))
+
+    def halve_budget(self, error: RuntimeError) -> None:
+        """Halves the budget where memory ran out, for the pass to be repeated; raises any other error."""
+        if not is_out_of_memory(error) or self.token_budget <= SMALLEST_BUDGET:
+            raise error
         logger.warning(
             "Out of memory with %d tokens per pass: repeating the pass with %d. Nothing is lost; set token_budget "
             "lower to avoid this.",
@@ -293,7 +238,7 @@ class DocumentScorer:
         """Grows the prefix by the window, scores its spans in several passes, and takes the window off again."""
         before = cache.prefix_length
         try:
-            self._encode_chain(window.chain_token_ids, cache)
+            self.encode_chain(window.chain_token_ids, cache)
             return [
                 (spans, self._score_forest(prompt, cache, [[]], [paths]))
                 for spans, paths in _split_paths(window.candidates.paths, self.token_budget)

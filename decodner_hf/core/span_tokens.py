@@ -8,12 +8,14 @@ Knows nothing of which spans are wanted, of labels or of models.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from .arrays import BoolArray, IntArray, bounds_of, ramp_of
-from .tokenization import continuation_ids, encode_texts
+from .piece_cache import PieceCache
+from .tokenization import encode_texts
 
 
 @dataclass(frozen=True)
@@ -106,10 +108,20 @@ class TokenizedBatch:
         is_left_out = (starts == positions) & (self.ends_before[token] == before)
         return self.is_space[before] & is_cut & ((starts == before) | is_left_out), token
 
+    def most_tokens(self, positions: IntArray, ends: IntArray) -> IntArray:
+        """Per character position and end: no fewer tokens than the batch has between them."""
+        first = np.searchsorted(self.ends_before[1:], positions - 1, side="right")
+        return np.searchsorted(self.starts_from, ends, side="left") - first + 1
+
+    @cached_property
+    def _cut_ends(self) -> tuple[IntArray, IntArray]:
+        """The word ends at which a token ends, and the token there."""
+        is_cut, token, _ = self.cuts(self.word_ends)
+        return self.word_ends[is_cut], token[is_cut]
+
     def next_piece(self, positions: IntArray) -> tuple[IntArray, IntArray]:
         """Per character position: the next word end at which a token ends, or past the batch; and the token there."""
-        is_cut, token, _ = self.cuts(self.word_ends)
-        ends, tokens = self.word_ends[is_cut], token[is_cut]
+        ends, tokens = self._cut_ends
         following = np.searchsorted(ends, positions, side="right")
         return np.append(ends, len(self.text) + 1)[following], np.append(tokens, 0)[following]
 
@@ -122,6 +134,7 @@ class BatchPaths:
         token_ids: int64, the paths' tokens, one path after the other.
         cu_seqlens: int64 [R + 1], where each path starts in `token_ids`.
         document: int64 [R], ascending.
+        of_place: bool [R], whether the path is the one that spans from a place share, and not a single span's own.
         span_path: int64 [S], each span's path, counted over the batch.
         span_length: int64 [S], each span's number of tokens; 0 where the tokenizer has none for it.
     """
@@ -129,12 +142,13 @@ class BatchPaths:
     token_ids: IntArray
     cu_seqlens: IntArray
     document: IntArray
+    of_place: BoolArray
     span_path: IntArray
     span_length: IntArray
 
 
 def span_paths(
-    batch: TokenizedBatch, document: IntArray, start: IntArray, end: IntArray, tokenizer: PreTrainedTokenizerBase
+    batch: TokenizedBatch, document: IntArray, start: IntArray, end: IntArray, pieces: PieceCache
 ) -> BatchPaths:
     """Finds the tokens of S spans: slices of the batch's tokens wherever the spans' bounds allow it.
 
@@ -148,7 +162,7 @@ def span_paths(
         document: int64 [S], each span's document.
         start: int64 [S], first character, counted over the batch.
         end: int64 [S], one past its last character.
-        tokenizer: the tokenizer that the batch was made with.
+        pieces: tokenizes what is no slice, with the tokenizer that the batch was made with.
     """
     heads, first_span, group = np.unique(start, return_index=True, return_inverse=True)  # G places where spans start
     in_place, own_token = batch.after_space(heads)
@@ -164,17 +178,19 @@ def span_paths(
     sliced = np.flatnonzero(np.bincount(group[is_slice], minlength=len(heads)))
     headed = sliced[~in_place[sliced]]  # paths with a first piece of their own
     alone = np.flatnonzero(~is_slice)
-    made = _Pieces.of(
-        batch, np.append(heads[headed], start[alone]), np.append(piece_end[headed], end[alone]), tokenizer
-    )
+    made_start, made_end = np.append(heads[headed], start[alone]), np.append(piece_end[headed], end[alone])
+    made_bounds = zip(made_start.tolist(), made_end.tolist(), strict=True)
+    made_ids, lengths = pieces.tokens_of([batch.text[first:last] for first, last in made_bounds])
+    starts = bounds_of(lengths)[:-1]
     made_start, made_length = np.zeros_like(heads), np.zeros_like(heads)
-    made_start[headed], made_length[headed] = made.start[: len(headed)], made.length[: len(headed)]
+    made_start[headed], made_length[headed] = starts[: len(headed)], lengths[: len(headed)]
 
     nothing = np.zeros_like(alone)
     rows = _Rows(
+        num_shared=len(sliced),
         document=np.append(document[first_span[sliced]], document[alone]),
-        made_start=np.append(made_start[sliced], made.start[len(headed) :]),
-        made_length=np.append(made_length[sliced], made.length[len(headed) :]),
+        made_start=np.append(made_start[sliced], starts[len(headed) :]),
+        made_length=np.append(made_length[sliced], lengths[len(headed) :]),
         slice_start=np.append(first_token[sliced], nothing),
         slice_length=np.append((last_token - first_token)[sliced], nothing),
     )
@@ -182,34 +198,18 @@ def span_paths(
     span_row[is_slice] = np.searchsorted(sliced, group[is_slice])
     span_row[alone] = len(sliced) + np.arange(len(alone))
     span_length = made_length[group] + end_token - first_token[group]
-    span_length[alone] = made.length[len(headed) :]
-    return rows.paths(batch.token_ids, made.token_ids, span_row, span_length)
-
-
-@dataclass(frozen=True)
-class _Pieces:
-    """Pieces of the batch tokenized by themselves, each as it stands after a space."""
-
-    token_ids: IntArray
-    start: IntArray  # [n], where each piece's tokens start in `token_ids`
-    length: IntArray  # [n]
-
-    @classmethod
-    def of(
-        cls, batch: TokenizedBatch, starts: IntArray, ends: IntArray, tokenizer: PreTrainedTokenizerBase
-    ) -> "_Pieces":
-        pieces = [batch.text[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
-        number = {piece: index for index, piece in enumerate(dict.fromkeys(pieces))}
-        encoded = continuation_ids(tokenizer, [f" {piece}" for piece in number])
-        lengths = _lengths(encoded)
-        chosen = np.fromiter((number[piece] for piece in pieces), np.int64, len(pieces))
-        return cls(_concatenate(encoded), bounds_of(lengths)[chosen], lengths[chosen])
+    span_length[alone] = lengths[len(headed) :]
+    return rows.paths(batch.token_ids, made_ids, span_row, span_length)
 
 
 @dataclass(frozen=True)
 class _Rows:
-    """R paths to be made: of a piece tokenized by itself, a slice of the batch's tokens, or one after the other."""
+    """R paths to be made: of a piece tokenized by itself, a slice of the batch's tokens, or one after the other.
 
+    The first `num_shared` are those of places, the others a single span's own.
+    """
+
+    num_shared: int
     document: IntArray
     made_start: IntArray
     made_length: IntArray
@@ -228,12 +228,9 @@ class _Rows:
         in_made = len(batch_ids) + np.repeat(self.made_start[order], lengths) + depth
         in_batch = np.repeat(self.slice_start[order], lengths) + depth - made_length
         token_ids = np.append(batch_ids, made_ids)[np.where(depth < made_length, in_made, in_batch)]
-        return BatchPaths(token_ids, bounds_of(lengths), self.document[order], rank[span_row], span_length)
+        of_place = order < self.num_shared
+        return BatchPaths(token_ids, bounds_of(lengths), self.document[order], of_place, rank[span_row], span_length)
 
 
 def _lengths(rows: Sequence[Sequence[object] | IntArray]) -> IntArray:
     return np.fromiter((len(row) for row in rows), np.int64, len(rows))
-
-
-def _concatenate(arrays: Sequence[IntArray]) -> IntArray:
-    return np.concatenate([np.empty(0, np.int64), *arrays])

@@ -7,7 +7,7 @@ Knows nothing of labels, models or attention.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -15,15 +15,17 @@ from transformers import PreTrainedTokenizerBase
 
 from .arrays import BoolArray, IntArray, bounds_of, ramp_of
 from .forest import SpanPaths
+from .piece_cache import PieceCache
 from .prompting import PromptTemplate
 from .span_tokens import BatchPaths, TokenizedBatch, span_paths
 from .tokenization import check_tokenizer, text_problem
 from .validation import check_count
+from .wider_spans import WiderSpans, WordRuns
 from .words import split_texts
 
 Spans = Sequence[tuple[int, int]] | IntArray
 
-GROWN_NODES = 3  # per token of a document
+FIRST_ROUND_NODES = 2  # per token of a document: itself, and its words
 
 
 class DocumentError(ValueError):
@@ -91,6 +93,7 @@ class EncodedDocument:
         word_starts: int64 [W], first character of each word.
         word_ends: int64 [W], one past the last character of each word.
         candidates: the candidate spans.
+        wider: finds further candidates, longer runs of words than those listed; None where all are listed.
     """
 
     text: str
@@ -98,19 +101,22 @@ class EncodedDocument:
     word_starts: IntArray
     word_ends: IntArray
     candidates: CandidateSpans
+    wider: WiderSpans | None = None
 
     @property
     def max_nodes(self) -> int:
-        """The most forest nodes it can have, answer cues left out: nodes that spans share count repeatedly."""
+        """The most forest nodes it can have, answer cues left out: nodes that spans share count repeatedly.
+
+        Candidates that are not listed do not count.
+        """
         return len(self.chain_token_ids) + len(self.candidates.paths.token_ids)
 
     def budget_nodes(self, grown: bool) -> int:
-        """Forest nodes that a pass over it is planned for: the most it can have, or what growing its spans takes.
+        """Forest nodes that a pass over it is planned for: the most it can have or, grown, those of the first round.
 
-        Of growing, that is a guess: the document, its words, and as much again for longer spans. Rounds that need
-        more come in parts.
+        Of a first round, that is a guess: the document and its words. Later rounds count when they come.
         """
-        return min(self.max_nodes, GROWN_NODES * len(self.chain_token_ids)) if grown else self.max_nodes
+        return min(self.max_nodes, FIRST_ROUND_NODES * len(self.chain_token_ids)) if grown else self.max_nodes
 
 
 def encode_documents(
@@ -122,6 +128,8 @@ def encode_documents(
     is_split_into_words: bool = False,
     delimiter: str = " ",
     spans: Sequence[Spans | None] | None = None,
+    pieces: PieceCache | None = None,
+    listed_words: int | None = None,
 ) -> list[EncodedDocument]:
     """Tokenizes B documents and makes their candidate spans; each comes out as it would alone.
 
@@ -139,6 +147,9 @@ def encode_documents(
         delimiter: what the words of a list are joined by.
         spans: per document the user's own candidates instead, or None for all runs of words: half-open pairs of
             characters or, with `is_split_into_words`, of word indices. They keep their order.
+        pieces: the tokenizer's cache, where several calls share one.
+        listed_words: longest candidate in words that is listed, where the longer ones are to be found on demand by
+            `EncodedDocument.wider`; all are listed if None.
 
     Returns:
         One `EncodedDocument` per document. A blank text has no candidates.
@@ -160,15 +171,27 @@ def encode_documents(
         return []
     batch = TokenizedBatch.of(texts, words, tokenizer, template.document_head, template.document_tail)
     own = [None if g is None else _read_spans(g, batch, d, is_split_into_words) for d, g in enumerate(given)]
-    limits = np.array([max_span_words if g is None else 0 for g in own])
+    listed = max_span_words if listed_words is None else min(max_span_words, listed_words)
+    limits = np.array([listed if g is None else 0 for g in own])
     candidates = _BatchCandidates.of(batch, limits, own)
-    paths = span_paths(batch, candidates.document, candidates.start, candidates.end, tokenizer)
+    pieces = PieceCache(tokenizer) if pieces is None else pieces
+    paths = span_paths(batch, candidates.document, candidates.start, candidates.end, pieces)
     for empty in np.flatnonzero((paths.span_length == 0) & (limits[candidates.document] == 0)):
         span = batch.text[candidates.start[empty] : candidates.end[empty]]
         raise DocumentError(
             int(candidates.document[empty]), f"the tokenizer has no token for the span {span!r}: leave it out."
         )
-    return _split(batch, texts, candidates, paths)
+    encoded = _split(batch, texts, candidates, paths)
+    if listed == max_span_words:
+        return encoded
+    source = WordRuns(batch, listed, max_span_words, pieces)
+    of_place = np.split(paths.of_place, np.searchsorted(paths.document, np.arange(1, len(texts))))
+    return [
+        replace(document, wider=WiderSpans(source, number, of_place[number]))
+        if own[number] is None and len(document.word_starts) > listed
+        else document
+        for number, document in enumerate(encoded)
+    ]
 
 
 def _split(

@@ -6,39 +6,24 @@ document fails, the results of all documents before it come first, and then its 
 Knows nothing of how a stage works, and calls none but through its arguments.
 """
 
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from itertools import groupby
 from queue import SimpleQueue
 from threading import Semaphore, Thread
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
-from .arrays import packed_runs
 from .decoding import Entity
+from .pass_queues import GrowthQueue, PassQueue, Scorer, Skip
 from .pipeline_io import Document, Inputs, PreparedDocument, Result, iterate
-from .scoring import FinishedScores, PendingScores, ScoredDocument
+from .scored_document import ScoredDocument
 from .spans import DocumentError
 
 DOCUMENTS_AT_ONCE = 256  # encoded together
 CHARACTERS_AT_ONCE = 65536
 FIRST_PART = 8  # the first group is such a part of a whole one: the device idles until it is encoded
 GROUPS_AHEAD = 2
-PASSES_AHEAD = 2  # launched after the one whose results are waited for
 
 Item = TypeVar("Item")
 Output = TypeVar("Output")
-
-
-class Scorer(Protocol):
-    """What scores documents: a `DocumentScorer`, for one."""
-
-    token_budget: int
-
-    def launch(self, documents: Sequence[PreparedDocument]) -> PendingScores | FinishedScores:
-        """Starts scoring documents of one label set."""
-
-
-Skip = Callable[[DocumentError], None]  # gets the errors of documents, in place of having them raised
 
 
 class EntityStream:
@@ -185,7 +170,8 @@ def scored_passes(
     Yields:
         Scored documents; an empty list for an empty group.
     """
-    coming, passes = _ReadAhead(groups, GROUPS_AHEAD), PassQueue(scorer, skip)
+    coming = _ReadAhead(groups, GROUPS_AHEAD)
+    passes: PassQueue | GrowthQueue = PassQueue(scorer, skip)
     interrupted = False
     try:
         while True:
@@ -198,101 +184,20 @@ def scored_passes(
             except Exception:
                 yield from passes.finish()
                 raise
-            if group:
-                yield from passes.add(group)
-            else:
+            if not group:
                 yield []
+                continue
+            is_grown = group[0].growth_threshold is not None
+            if is_grown != isinstance(passes, GrowthQueue):
+                yield from passes.finish()
+                passes = GrowthQueue(scorer, skip) if is_grown else PassQueue(scorer, skip)
+            yield from passes.add(group)
         yield from passes.finish()
     except KeyboardInterrupt:
         interrupted = True
         raise
     finally:
         coming.close(wait=not interrupted)
-
-
-class PassQueue:
-    """Documents on their way through the device.
-
-    What fills no pass is held until more comes, unless the device would be idle meanwhile.
-    """
-
-    def __init__(self, scorer: Scorer, skip: Skip | None = None) -> None:
-        """Starts empty; `skip` gets the errors of documents that cannot be scored, in place of having them raised."""
-        self.scorer, self.skip = scorer, skip
-        self.held: list[PreparedDocument] = []
-        self.launched: deque[PendingScores | FinishedScores] = deque()
-
-    @property
-    def pending(self) -> bool:
-        """Whether documents were added whose scores were not yielded."""
-        return bool(self.held or self.launched)
-
-    def add(self, group: Sequence[PreparedDocument]) -> Iterator[list[ScoredDocument]]:
-        """Launches the passes that a further group fills; yields the results of those before."""
-        *full, last = documents_by_pass([*self.held, *group], self.scorer.token_budget)
-        self.held = []
-        for documents in full:
-            yield from self._launch(documents)
-        has_room = sum(document.budget_nodes for document in last) < self.scorer.token_budget
-        if has_room and self.launched:
-            self.held = last
-        else:
-            yield from self._launch(last)
-
-    def advance(self) -> Iterator[list[ScoredDocument]]:
-        """Yields the results of the oldest pass; where none is launched, launches what is held."""
-        if self.launched:
-            yield from self._wait(len(self.launched) - 1)
-        else:
-            yield from self._launch_held()
-
-    def finish(self) -> Iterator[list[ScoredDocument]]:
-        """Launches what is held and yields the results of everything."""
-        yield from self._launch_held()
-        yield from self._wait(0)
-
-    def _launch_held(self) -> Iterator[list[ScoredDocument]]:
-        if self.held:
-            documents, self.held = self.held, []
-            yield from self._launch(documents)
-
-    def _launch(self, documents: list[PreparedDocument]) -> Iterator[list[ScoredDocument]]:
-        try:
-            self.launched.append(self.scorer.launch(documents))
-        except Exception as error:
-            yield from self._wait(0)  # what came before the documents that cannot be scored
-            if not isinstance(error, ValueError):
-                raise
-            yield from self._one_by_one(documents, error)
-        yield from self._wait(PASSES_AHEAD)
-
-    def _one_by_one(self, documents: Sequence[PreparedDocument], error: ValueError) -> Iterator[list[ScoredDocument]]:
-        """Scores each document of a pass that was refused in a pass of its own, up to one that is refused again."""
-        for document in documents:
-            try:
-                if len(documents) == 1:
-                    raise error
-                scored = self.scorer.launch([document]).wait()
-            except ValueError as problem:
-                refused = DocumentError(document.source.number, str(problem))
-                if self.skip is None:
-                    raise refused from problem
-                self.skip(refused)
-            else:
-                yield scored
-
-    def _wait(self, left: int) -> Iterator[list[ScoredDocument]]:
-        """Waits for all but the `left` passes last launched, and yields their results."""
-        while len(self.launched) > left:
-            yield self.launched.popleft().wait()
-
-
-def documents_by_pass(documents: Sequence[PreparedDocument], budget: int) -> Iterator[list[PreparedDocument]]:
-    """Cuts documents into those that fit a pass together: consecutive ones of one label set, in whole documents."""
-    for _, same in groupby(documents, key=lambda document: document.source.labels):
-        alike = list(same)
-        for run in packed_runs([document.budget_nodes for document in alike], budget):
-            yield alike[run.start : run.stop]
 
 
 class _ReadAhead(Generic[Item]):

@@ -9,10 +9,12 @@ Knows nothing of labels, prompts or candidate spans.
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
 import numpy as np
+from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from .arrays import IntArray
@@ -59,6 +61,8 @@ def check_texts(texts: Sequence[str], what: str) -> None:
 
 def text_problem(text: object) -> str | None:
     """Returns why `text` cannot be tokenized, to be put after its name; None if it is a string with a UTF-8 form."""
+    if isinstance(text, str) and text.isascii():
+        return None
     if not isinstance(text, str):
         return f"is {type(text).__name__} and not a string: {text!r:.80}"
     try:
@@ -87,7 +91,7 @@ def continuation_ids(
     check_tokenizer(tokenizer)
     check_texts(texts, "the texts")
     found = _continuations(tokenizer, texts, anchors, with_offsets=False)
-    return [np.array(encoding.ids[skipped:], np.int64) for encoding, skipped, _ in found]
+    return [np.array(own.ids, np.int64) for own in found]
 
 
 def encode_with_offsets(
@@ -121,11 +125,11 @@ def encode_texts(
     check_tokenizer(tokenizer)
     check_texts(texts, "the texts")
     found = _continuations(tokenizer, texts, anchors, with_offsets=True)
-    counts = np.fromiter((len(encoding) - skipped for encoding, skipped, _ in found), np.int64, len(found))
-    shift = np.repeat(np.fromiter((length for _, _, length in found), np.int64, len(found)), counts)
+    counts = np.fromiter((len(own.ids) for own in found), np.int64, len(found))
+    shift = np.repeat(np.fromiter((own.anchor_length for own in found), np.int64, len(found)), counts)
     limit = np.repeat(np.fromiter(map(len, texts), np.int64, len(found)), counts)
-    ids = chain.from_iterable(encoding.ids[skipped:] for encoding, skipped, _ in found)
-    pairs = chain.from_iterable(encoding.offsets[skipped:] for encoding, skipped, _ in found)
+    ids = chain.from_iterable(own.ids for own in found)
+    pairs = chain.from_iterable(own.encoding.offsets[-len(own.ids) :] for own in found if own.ids)
     starts, ends = np.fromiter(chain.from_iterable(pairs), np.int64, 2 * len(shift)).reshape(-1, 2).T
     return (
         np.fromiter(ids, np.int64, len(shift)),
@@ -177,23 +181,34 @@ def token_numbers(
     return numbers
 
 
+@dataclass(frozen=True)
+class _Continuation:
+    """A text's own tokens after an anchor of so many characters; the encoding is of both."""
+
+    ids: list[int]
+    encoding: Encoding
+    anchor_length: int
+
+
 def _continuations(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], anchors: Sequence[str], *, with_offsets: bool
-) -> list[tuple[Any, int, int]]:
-    """Returns per text its encoding after an anchor, and that anchor's number of tokens and of characters."""
-    found: dict[int, tuple[Any, int, int]] = {}
-    vanished: dict[int, tuple[Any, int, int]] = {}  # nothing but the anchor's tokens, with each anchor tried so far
+) -> list[_Continuation]:
+    """Encodes each text after the first anchor with which it does not merge."""
+    found: dict[int, _Continuation] = {}
+    vanished: dict[int, _Continuation] = {}  # nothing but the anchor's tokens, with each anchor tried so far
     pending: Sequence[int] = range(len(texts))
     for anchor in anchors:
         if not pending:
             break
         (alone,) = _encode(tokenizer, [anchor])
-        skipped = len(alone.ids)
+        before = alone.ids
+        skipped = len(before)
         encodings = _encode(tokenizer, [anchor + texts[index] for index in pending], with_offsets=with_offsets)
         for index, encoding in zip(pending, encodings, strict=True):
-            if encoding.ids[:skipped] == alone.ids:
-                kind = vanished if texts[index] and len(encoding.ids) == skipped else found
-                kind[index] = (encoding, skipped, len(anchor))
+            ids = encoding.ids  # copies them
+            if ids[:skipped] == before:
+                kind = vanished if texts[index] and len(ids) == skipped else found
+                kind[index] = _Continuation(ids[skipped:], encoding, len(anchor))
         pending = [index for index in pending if index not in found]
     for index in pending:
         if index not in vanished:
@@ -210,14 +225,14 @@ def _encode(
     *,
     special_tokens: bool = False,
     with_offsets: bool = True,
-) -> list[Any]:
+) -> list[Encoding]:
     backend = _without_limits(tokenizer.backend_tokenizer)
     encode = backend.encode_batch if with_offsets else backend.encode_batch_fast
-    encodings: list[Any] = encode(list(texts), add_special_tokens=special_tokens)
+    encodings: list[Encoding] = encode(list(texts), add_special_tokens=special_tokens)
     return encodings
 
 
-def _without_limits(backend: Any) -> Any:
+def _without_limits(backend: Tokenizer) -> Tokenizer:
     """The Rust tokenizer, or a copy if truncation or padding is on: other threads may be using the original."""
     if backend.truncation is None and backend.padding is None:
         return backend

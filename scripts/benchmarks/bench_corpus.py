@@ -30,25 +30,35 @@ from bench_setting import (
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from decodner_hf import DecodNERPipeline
+from decodner_hf import DecodNERConfig, DecodNERForSpanClassification, DecodNERPipeline
 from decodner_hf.core import packed_pass
 from decodner_hf.core.attention_metadata import AttentionMetadata
 from decodner_hf.core.packed_pass import PackedModel
+from decodner_hf.core.pass_queues import documents_by_pass
 from decodner_hf.core.pipeline_io import PreparedDocument
 from decodner_hf.core.scoring import activation_bytes_per_node
 from decodner_hf.core.static_inputs import PREFIX_SIZES
-from decodner_hf.core.streaming import documents_by_pass, encoded_groups, read_groups
+from decodner_hf.core.streaming import encoded_groups, read_groups
 
 # model type, hidden, intermediate, layers, heads, key/value heads, head size
 MODELS = {
     "tiny": ("llama", 64, 128, 2, 4, 2, 16),
+    "default": ("llama", 384, 1024, 12, 6, 6, 64),  # the bundled model's
+    "smollm2-135m": ("llama", 576, 1536, 30, 9, 3, 64),
     "qwen-0.5b": ("qwen2", 896, 4864, 24, 14, 2, 64),
     "llama-1b": ("llama", 2048, 8192, 16, 32, 8, 64),
 }
-VOCABULARIES = {"tiny": 4096, "qwen-0.5b": 151936, "llama-1b": 128256}
+VOCABULARIES = {
+    "tiny": 4096,
+    "default": 16384,
+    "smollm2-135m": 49152,
+    "qwen-0.5b": 151936,
+    "llama-1b": 128256,
+}
 LABELS = ("person", "organization", "location", "miscellaneous")
 SYLLABLES = ("ka", "lo", "mi", "ren", "to", "sa", "vel", "ur", "den", "bri", "o", "stan", "ne", "qui", "ga", "pro")
-EXPONENT_WORDS = {"tiny": (25, 50), "qwen-0.5b": (175, 350, 700, 1400), "llama-1b": (175, 350, 700, 1400)}
+EXPONENT_WORDS = {"tiny": (25, 50), "default": (175, 350)}  # of the others:
+LARGE_EXPONENT_WORDS = (175, 350, 700, 1400)
 EXPONENT_WIDTHS = (4, 8, 12)
 
 
@@ -110,8 +120,10 @@ def train_tokenizer(vocabulary: list[str]) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="!", pad_token="!")
 
 
-def make_pipeline(options: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) -> DecodNERPipeline:
-    """Returns the library's pipeline around a random model of the preset's shape."""
+def make_pipeline(
+    options: argparse.Namespace, tokenizer: PreTrainedTokenizerFast, continuation: bool = False
+) -> DecodNERPipeline:
+    """Returns the library's pipeline around a random model of the preset's shape, with the question if asked for."""
     kind, hidden, intermediate, layers, heads, kv_heads, head_size = MODELS[options.preset]
     config = AutoConfig.for_model(
         kind,
@@ -128,8 +140,9 @@ def make_pipeline(options: argparse.Namespace, tokenizer: PreTrainedTokenizerFas
     torch.manual_seed(0)
     with torch.device(options.device):
         native = AutoModelForCausalLM.from_config(config, dtype=DTYPES[options.dtype]).eval()
+    settings = DecodNERConfig(continuation=continuation)
     return DecodNERPipeline(
-        model=native,
+        model=DecodNERForSpanClassification.from_backbone(native, settings),
         tokenizer=tokenizer,
         device=options.device,
         token_budget=options.token_budget,
@@ -240,7 +253,7 @@ class Bench:
     def exponent(self) -> dict[str, Any]:
         """Seconds of one document over words x width, and the slope of their logarithms."""
         points = []
-        for words in EXPONENT_WORDS[self.options.preset]:
+        for words in EXPONENT_WORDS.get(self.options.preset, LARGE_EXPONENT_WORDS):
             document = texts(self.generator, self.words, 1, words)[0]
             for width in EXPONENT_WIDTHS:
                 self.pipe([document] * 4, max_span_words=width)  # the second pass of a size is captured

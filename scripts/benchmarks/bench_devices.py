@@ -3,11 +3,13 @@
 In: devices, the shape of a model (random weights, a tokenizer trained here, nothing is downloaded), sizes of a corpus
 of sentences and of one of long documents. Out: per corpus and number of devices the documents per second while they
 are annotated, the efficiency against one process, the host's cores in use, whether the output is that of one process;
-a run of which one process is killed and which is resumed; and the same as JSON in the last line.
+what the process that reads and keeps results can do at most; a run of which one process is killed and which is
+resumed; and the same as JSON in the last line.
 """
 
 import argparse
 import json
+import pickle
 import tempfile
 import time
 from collections.abc import Iterator
@@ -24,12 +26,14 @@ from bench_setting import figures_of, make_parser
 from transformers import PreTrainedTokenizerFast
 
 from decodner_hf import DecodNERPipeline
+from decodner_hf.corpus.chunks import Chunks
 from decodner_hf.corpus.engine import Engine, PipelineEngine
 from decodner_hf.corpus.inputs import Meter
 from decodner_hf.corpus.job import Job, plan_job
-from decodner_hf.corpus.processes import ProcessEngine, check_devices
+from decodner_hf.corpus.processes import CHUNK, ProcessEngine, check_devices
 from decodner_hf.corpus.progress import Progress
 from decodner_hf.corpus.readers import Layout
+from decodner_hf.corpus.records import Outcome, Record
 from decodner_hf.corpus.run import run_job
 
 LARGEST_SCORE_DIFFERENCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 5e-2}  # of equal outputs
@@ -74,6 +78,29 @@ class Line:
 def load(options: dict[str, Any], tokenizer: PreTrainedTokenizerFast, device: str) -> DecodNERPipeline:
     """Returns the pipeline on a device; worker processes call it."""
     return make_pipeline(argparse.Namespace(**options | {"device": device}), tokenizer)
+
+
+class CannedEngine:
+    """Answers every document with three entities, as they come from a process: the host's own work is what is left."""
+
+    identity: dict[str, Any] = {"model": "none"}  # noqa: RUF012
+
+    def annotate(self, records: Iterator[Record]) -> Iterator[tuple[Record, Outcome]]:
+        """See `Engine.annotate`."""
+        entities = [
+            {"entity_group": "person", "score": 0.123456789, "word": "ka lo", "start": 6 * at, "end": 6 * at + 5}
+            for at in range(3)
+        ]
+        left_out = {"too_many_words": 3, "no_tokens": 0, "not_read": 0}
+        report = {"windows": 1, "truncated_at": None, "words_left_out": [], "candidates": 76}
+        outcome = pickle.dumps({"entities": entities, "report": report | {"candidates_left_out": left_out}})
+        chunks = Chunks(records, CHUNK)
+        while chunk := chunks.next():
+            pickle.dumps([record.text for record in chunk])
+            yield from ((record, pickle.loads(outcome)) for record in chunk)
+
+    def close(self) -> None:
+        """See `Engine.close`."""
 
 
 class Watch(Progress):
@@ -122,6 +149,14 @@ def processor_seconds(pids: list[str]) -> float | None:
             return None
         ticks += int(fields[11]) + int(fields[12])
     return ticks / 100
+
+
+def host_rate(job: Job, documents: int) -> float:
+    """Returns documents per second of reading, keeping and counting results alone."""
+    watch = Watch()
+    run_job(job, CannedEngine, resume=False, overwrite=True, progress=watch, warn=print)
+    job.parts[0].target.unlink()
+    return documents / watch.seconds
 
 
 def measure(job: Job, loader: Any, devices: list[str], corpus: str, kept: Path) -> Line:
@@ -176,11 +211,13 @@ def difference(one: Path, other: Path) -> tuple[int, float, bool]:
 
 def run_corpus(
     options: argparse.Namespace, loader: Any, name: str, documents: list[str], folder: Path
-) -> tuple[list[Line], dict[str, Any]]:
-    """Measures one corpus on every number of devices."""
+) -> dict[str, Any]:
+    """Measures one corpus on every number of devices; returns the figures."""
     source = folder / f"{name}.jsonl"
     source.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
     job = plan_job([source], folder / f"{name}-out.jsonl", layout=Layout(), warn=print)
+    host = host_rate(job, len(documents))
+    print(f"{name}: the host alone, without a model: {host:.0f} documents/s")
     lines: list[Line] = []
     one = folder / f"{name}-1.jsonl"
     for count in options.counts:
@@ -199,7 +236,7 @@ def run_corpus(
         kill = killed_and_resumed(job, loader, options.devices[: options.counts[-1]], len(documents), kept)
         kill["differing"], kill["score_difference"], kill["same_documents"] = difference(one, kept)
         print(f"{name}: one process killed: {json.dumps(kill)}")
-    return lines, kill
+    return {"host_rate": host, "lines": [asdict(line) | {"rate": line.rate} for line in lines], "killed": kill}
 
 
 def show(line: Line) -> None:
@@ -260,8 +297,7 @@ def main() -> None:
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, documents in corpora.items():
-            lines, kill = run_corpus(options, loader, name, documents, Path(folder))
-            found[name] = {"lines": [asdict(line) | {"rate": line.rate} for line in lines], "killed": kill}
+            found[name] = run_corpus(options, loader, name, documents, Path(folder))
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
     print(json.dumps(figures | {"corpora": found}))

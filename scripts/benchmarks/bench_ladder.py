@@ -34,8 +34,12 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from decodner_hf import DecodNERForSpanClassification, UniversalDecoder, build_forest
 from decodner_hf.core import attention
+from decodner_hf.core.arrays import ramp_of
 from decodner_hf.core.forest import rows_forest
+from decodner_hf.core.growth import GrowingForest, GrownRows
+from decodner_hf.core.kept_rows import KeptRows
 from decodner_hf.core.label_head import row_logits
+from decodner_hf.core.transformers_private import cache_keyword
 
 SHAPE = (
     *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
@@ -48,6 +52,7 @@ MODELS = {
 }
 DOCUMENTS = {"tiny": {"prefix": 128, "words": 60}, "llama-1b": {}, "llama-8b": {}}
 LABELS = 5
+GOES_ON = 0.03  # of the spans of a round: some 1.03 span tokens a text token, as of a model fine-tuned on CoNLL-2003
 STREAMED = 10  # passes in a row
 SENTENCE_WORDS = 13
 ORACLE_ROWS = 64  # rows of a batch in higher precision
@@ -130,7 +135,7 @@ class Ladder:
         prefilled = prefilled or self.prefilled
         inputs = {
             "input_ids": batch.token_ids.to(self.device),
-            "past_key_values": prefilled.cache(len(batch.token_ids)),
+            cache_keyword(prefilled.native): prefilled.cache(len(batch.token_ids)),
         }
         if full:
             logits = prefilled.native(**inputs).logits
@@ -216,6 +221,7 @@ class Ladder:
             with mock.patch.object(attention, "forest_attention_triton", attention.forest_attention):
                 rungs.append(self.measure_forest("forest, torch attention", whole, self.model))
         rungs.append(self.measure_forest("forest", whole, self.model))
+        rungs.append(self.measure_grown("grown, all rounds", self.model))
         self.sentence_ms["not compiled"] = self.time_sentence(self.model)
         if cuda:
             compiled = DecodNERForSpanClassification.from_backbone(self.native)
@@ -228,6 +234,7 @@ class Ladder:
             self.sentence_ms["compiled, CUDA graph"] = self.time_sentence(compiled)
             compiled.graphs = None
             rungs.append(self.measure_forest("forest, compiled", whole, compiled))
+            rungs.append(self.measure_grown("grown, all rounds, compiled", compiled))
             self.sentence_ms["compiled"] = self.time_sentence(compiled)
         return rungs
 
@@ -257,10 +264,41 @@ class Ladder:
         stream = clock(lambda: [score(whole) for _ in range(STREAMED)], max(1, self.options.repeats // 3), self.device)
         return replace(rung, rows_tokens=self.forest.num_nodes, stream_ms=1e3 * stream[0] / STREAMED)
 
+    def grown_rounds(self) -> list[GrownRows]:
+        """The rows of all rounds of growth, in which a fixed part of the spans goes on, by chance."""
+        place = self.paths.span_path
+        width = ramp_of(np.bincount(place)) + 1
+        forest = GrowingForest(
+            [np.empty(0, np.int64)], [self.paths], [place], [width], first_position=self.options.prefix
+        )
+        generator = np.random.default_rng(2)
+        rounds, parts = [], list(forest.first_round())
+        while parts:
+            rounds += parts
+            parts = list(forest.next_round(generator.random(forest.num_spans) < GOES_ON))
+        return rounds
+
+    def measure_grown(self, name: str, model: DecodNERForSpanClassification) -> Rung:
+        """Times the rounds of growth, each a pass over the rows that the ones before keep."""
+        cache, rounds = model.encode_prefix(self.prefix), self.grown_rounds()
+        spans = torch.from_numpy(np.concatenate([rows.spans for rows in rounds]))
+
+        def score(_: Rows) -> torch.Tensor:
+            kept_rows = KeptRows()
+            return torch.cat([model.score_rows(rows, self.symbols, cache, kept_rows) for rows in rounds])
+
+        batch = Rows(torch.zeros(1, 1), self.rows.lengths, self.rows.end_row, self.rows.end_column, spans)
+        score(batch)
+        rung = self.measure(name, [batch], score, 1)
+        nodes = sum(len(rows.token_ids) for rows in rounds)
+        return replace(rung, rows_tokens=nodes, from_spans=self.num_spans)  # the others are not scored, nor estimated
+
 
 def _largest_difference(found: dict[int, torch.Tensor], expected: dict[int, torch.Tensor]) -> float:
-    """Returns the largest absolute difference of label logits over the spans that both hold; NaN where any is."""
+    """Returns the largest absolute difference of label logits over the spans that both hold; NaN without any."""
     both = sorted(found.keys() & expected.keys())
+    if not both:
+        return float("nan")
     apart = torch.stack([found[span] for span in both]) - torch.stack([expected[span] for span in both])
     return float(apart.abs().max())
 
@@ -312,7 +350,7 @@ def show(ladder: Ladder, rungs: list[Rung], floors: dict[str, float]) -> None:
     print(json.dumps(figures | {"largest_logit": largest, "rungs": [asdict(rung) for rung in rungs]}))
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Parses the flags, measures and prints."""
     parser = make_parser(__doc__, MODELS)
     parser.add_argument("--prefix", type=int, help="prefix tokens; 512, tiny: 128")
@@ -323,7 +361,7 @@ def main() -> None:
     parser.add_argument("--reencode-batch-size", type=int, default=64, help="rows a batch when re-encoding")
     parser.add_argument("--max-batches", type=int, default=4, help="batches run of the expensive rungs")
     parser.add_argument("--repeats", type=int, default=9)
-    options = read_flags(parser)
+    options = read_flags(parser, arguments)
     document = {"prefix": 512, "words": 350} | DOCUMENTS[options.preset]
     options.prefix = document["prefix"] if options.prefix is None else options.prefix
     options.words = document["words"] if options.words is None else options.words

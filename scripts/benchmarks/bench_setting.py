@@ -7,7 +7,7 @@ import argparse
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -26,9 +26,9 @@ def make_parser(description: str | None, presets: Iterable[str]) -> argparse.Arg
     return parser
 
 
-def read_flags(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """Returns the flags as given, the dtype filled in."""
-    options = parser.parse_args()
+def read_flags(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Returns the flags as given (the process's, if None), the dtype filled in."""
+    options = parser.parse_args(arguments)
     options.dtype = options.dtype or ("bfloat16" if options.device.startswith("cuda") else "float32")
     return options
 

@@ -11,6 +11,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from decodner_hf import SpanPaths
+from decodner_hf.core.transformers_private import cache_keyword
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,8 @@ class Prefilled:
     def of(cls, native: PreTrainedModel, prefix: torch.Tensor) -> "Prefilled":
         """Runs the prefix [P] once."""
         filled = DynamicCache(config=native.config)
-        native(input_ids=prefix[None].to(native.device), past_key_values=filled, logits_to_keep=1)
+        keywords = {cache_keyword(native): filled, "logits_to_keep": 1}
+        native(input_ids=prefix[None].to(native.device), **keywords)
         return cls(native, [(layer.keys, layer.values) for layer in filled.layers])
 
     def cache(self, rows: int) -> DynamicCache:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs every measurement of docs/performance.md on one GPU, about six minutes, and keeps the logs in the directory
+# Runs every measurement of docs/performance.md on one GPU, about eight minutes, and keeps the logs in the directory
 # given (default: performance). Then `python scripts/benchmarks/plot_performance.py DIRECTORY` draws the plots and prints the tables.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
@@ -21,6 +21,8 @@ measure ladder_llama-1b "${ladder[@]}" --preset llama-1b
 measure corpus_llama-1b "${corpus[@]}" --preset llama-1b
 measure corpus_qwen-0.5b "${corpus[@]}" --preset qwen-0.5b
 measure ladder_llama-8b "${ladder[@]}" --preset llama-8b --repeats 6
+measure growth_llama-1b scripts/benchmarks/bench_growth.py --device cuda --compile --widths 8 32 --sentences 1726 --long-documents 12 --preset llama-1b
+measure growth_smollm2-135m scripts/benchmarks/bench_growth.py --device cuda --compile --widths 8 32 --sentences 1726 --long-documents 12 --preset smollm2-135m
 measure attention_documents "${attention[@]}" --nodes 3865 8192 --prefix 512 8192 --methods kernel flash flex flex_dynamic
 measure attention_grid "${attention[@]}" --methods kernel flash
 # over more, FlexAttention compiled for all sizes at once fails (illegal memory access, torch 2.11)

@@ -1,6 +1,7 @@
 """`decodner annotate` on several devices, and the arguments that choose where it runs."""
 
 import json
+import sys
 
 import pytest
 
@@ -58,4 +59,12 @@ def test_a_cluster_that_cannot_be_reached_leaves_nothing_behind(tmp_path, capsys
     arguments = ["annotate", str(tmp_path / "in.txt"), "--out", str(tmp_path / "out"), "--engine", "ray"]
     assert cli.main([*arguments, "--ray-address", "127.0.0.1:1"]) == 1
     assert "no Ray cluster answers at 127.0.0.1:1" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["in.txt"]
+
+
+def test_without_ray_the_extra_is_named(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    (tmp_path / "in.txt").write_text("Rome\n")
+    assert cli.main(["annotate", str(tmp_path / "in.txt"), "--out", str(tmp_path / "out"), "--engine", "ray"]) == 1
+    assert "--engine ray needs Ray: pip install 'decodner-hf[ray]'" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["in.txt"]

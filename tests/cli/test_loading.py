@@ -109,3 +109,19 @@ def test_a_model_without_some_of_its_weights_is_refused_in_one_line(load, saved,
     assert error.count("\n") == 1
     assert error.startswith(f"decodner: error: {tmp_path / 'model'} lacks weights of LlamaForCausalLM")
     assert "model.layers.0.self_attn.q_proj.weight" in error
+
+
+def test_what_is_no_model_and_no_device_is_refused_in_one_line(load, saved, capsys, tmp_path):
+    load(load_pipeline)
+    (tmp_path / "model.txt").write_text("no model")
+    cases = {
+        ("--model", str(tmp_path / "model.txt")): f"--model {tmp_path / 'model.txt'} is a file: name a folder",
+        ("--model", "nobody/nothing-like-it"): "cannot load nobody/nothing-like-it: ",
+        ("--model", str(saved), "--device", "gpu"): 'device must be "cpu", "cuda", "cuda:1", "mps" or the like',
+    }
+    for arguments, message in cases.items():
+        assert cli.main(["Rome", *arguments, "--labels", "City"]) == 1
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert error.startswith("decodner: error: ")
+        assert message in error

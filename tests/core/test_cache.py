@@ -103,6 +103,21 @@ def test_rows_of_the_suffix_are_reordered_for_beam_search():
     assert torch.equal(keys[0, :, 4:6], new[0][1])
 
 
+def test_rows_of_the_suffix_are_repeated_and_selected():
+    cache = filled(3)
+    key, value = entries(2, 1, rows=2)
+    cache.update(key, value, 0)
+    cache.batch_repeat_interleave(3)
+    assert torch.equal(cache.layers[0].keys, key.repeat_interleave(3, dim=0))
+    assert torch.equal(cache.layers[0].values, value.repeat_interleave(3, dim=0))
+    cache.batch_select_indices(torch.tensor([5, 0]))
+    more_key, more_value = entries(1, 2, rows=2)
+    keys, values = cache.update(more_key, more_value, 0)
+    assert torch.equal(keys[:, :, 3:], torch.cat([key[[1, 0]], more_key], dim=2))
+    assert torch.equal(values[:, :, 3:], torch.cat([value[[1, 0]], more_value], dim=2))
+    assert cache.prefix_length == 3
+
+
 def small(**options):
     return lambda: filled(4, **options)
 

@@ -16,8 +16,8 @@ from decodner_hf.core import attention, compilation, cuda_graphs, static_inputs
 from decodner_hf.core.cache import KeyValueBuffer
 from decodner_hf.core.cuda_graphs import Captured, SpanPassGraphs
 from decodner_hf.core.forest import rows_forest
+from decodner_hf.core.pass_queues import documents_by_pass
 from decodner_hf.core.static_inputs import PREFIX_SIZES, PassSize
-from decodner_hf.core.streaming import documents_by_pass
 
 
 class Rerun:

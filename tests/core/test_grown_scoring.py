@@ -50,10 +50,10 @@ def exact(request, tokenizer):
     return questioned(tokenizer, native, prompt={"answer_cue": cue})
 
 
-def encoded(pipe, text, spans=None, **choices):
+def encoded(pipe, text, spans=None, listed_words=None, **choices):
     settings = pipe.settings_for({"candidate_labels": ["x"], **choices})
     labels = pipe.labels_for(settings.candidate_labels)
-    return pipe.encoder.encode([Document(text, labels, spans)], settings)[0]
+    return pipe.encoder.encode([Document(text, labels, spans)], settings, listed_words)[0]
 
 
 def every_score(pipe, text, **choices):
@@ -80,6 +80,11 @@ def every_score(pipe, text, **choices):
     return found
 
 
+def words_of(document, candidates):
+    starts = np.searchsorted(document.word_ends, candidates.start, side="right").tolist()
+    return [starts, np.searchsorted(document.word_starts, candidates.end, side="left").tolist()]
+
+
 def between_two(probabilities, share):
     """A threshold that no probability is near: midway between two of them."""
     ordered = np.unique(np.round(np.concatenate([[0.0, 1.0], *probabilities]), 7))
@@ -91,19 +96,22 @@ def assert_grown_as_the_rule_says(pipe, text, share, budget, tolerance, **choice
     every = every_score(pipe, text, **choices)
     threshold = between_two([probability for _, _, probability in every], share)
     pipe.scorer.token_budget = budget
-    prepared = encoded(pipe, text, growth_threshold=threshold, **choices)
-    result = pipe.scorer.score([prepared])[0]
     expected_spans, expected_logits = [], []
     for candidates, logits, probability in every:
         width = candidates.end_word - candidates.start_word
         exists = existing_spans(candidates.start_word, width, probability >= threshold)
         expected_spans += list(zip(candidates.start[exists].tolist(), candidates.end[exists].tolist(), strict=True))
         expected_logits += logits[exists].tolist()
-    windows = [window.candidates for window in result.prepared.windows]
-    found = [pair for w in windows for pair in zip(w.start.tolist(), w.end.tolist(), strict=True)]
-    assert found == expected_spans
-    if found:
-        assert np.abs(result.label_logits - np.array(expected_logits)).max() <= tolerance
+    for listed_words in (None, 2, 4):
+        prepared = encoded(pipe, text, growth_threshold=threshold, listed_words=listed_words, **choices)
+        result = pipe.scorer.score([prepared])[0]
+        windows = [window.candidates for window in result.prepared.windows]
+        found = [pair for w in windows for pair in zip(w.start.tolist(), w.end.tolist(), strict=True)]
+        assert found == expected_spans
+        for window in windows:
+            assert [window.start_word.tolist(), window.end_word.tolist()] == words_of(prepared.document, window)
+        if found:
+            assert np.abs(result.label_logits - np.array(expected_logits)).max() <= tolerance
     return len(found), sum(len(probability) for *_, probability in every)
 
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 from tiny_pipelines import LABELS, tiny_pipeline
 
-from decodner_hf.core import streaming
+from decodner_hf.core import pass_queues, streaming
 from decodner_hf.core.arrays import packed_runs
-from decodner_hf.core.streaming import PassQueue, documents_by_pass, in_parts_on_failure, scored_passes
+from decodner_hf.core.pass_queues import PassQueue, documents_by_pass
+from decodner_hf.core.streaming import in_parts_on_failure, scored_passes
 from decodner_hf.core.transfers import HostCopy, copy_to_device
 
 TEXTS = [f"Steve Jobs founded Apple number {index} in Cupertino." for index in range(12)]
@@ -56,7 +57,7 @@ def test_the_next_passes_are_launched_before_one_is_read(pipe):
     groups = iter([[pipe.preprocess(text) for text in TEXTS]])
     scorer = RecordingScorer(pipe.scorer)
     assert_same_scores([document for run in scored_passes(groups, scorer) for document in run], pipe)
-    passes, ahead = len(scorer.launched), streaming.PASSES_AHEAD
+    passes, ahead = len(scorer.launched), pass_queues.PASSES_AHEAD
     assert passes > ahead + 1
     assert scorer.steps == ["launch"] * ahead + ["launch", "wait"] * (passes - ahead) + ["wait"] * ahead
 

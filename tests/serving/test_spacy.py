@@ -1,5 +1,6 @@
 """The spaCy component: entities of the pipeline on spaCy's tokens, none lost, saved with `nlp`."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -208,3 +209,10 @@ def test_spacy_finds_it_by_its_name_without_an_import(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "[('Steve Jobs', 'person'), ('Apple', 'organization')]", done.stderr
     assert spacy_component.NAME in declared
+
+
+def test_without_spacy_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "spacy", None)
+    monkeypatch.delitem(sys.modules, spacy_component.__name__)
+    with pytest.raises(ImportError, match=r"pip install 'decodner-hf\[spacy\]'"):
+        importlib.import_module(spacy_component.__name__)
