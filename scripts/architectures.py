@@ -196,7 +196,7 @@ def measure_exactness(native: PreTrainedModel, seed: int = 0) -> Exactness:
 
     forest = build_forest(documents, [SpanPaths.from_lists(found) for found in spans]).below(instruction)
     wrong = replace(forest, subtree_end=torch.full_like(forest.subtree_end, forest.num_nodes - 1))
-    with patch("decodner_hf.core.modeling.check_structure"):  # which refuses a mask that does not fit the positions
+    with patch("decodner_hf.core.packed_pass.check_structure"):  # which refuses a mask that does not fit the positions
         control = model.score_forest(wrong, symbols)
     differences = {
         "cached": cached() - expected,
