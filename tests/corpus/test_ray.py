@@ -59,9 +59,9 @@ def cluster(home):
         common = {"object_store_memory": 80 << 20}
         head = {"num_cpus": 0, "include_dashboard": False, "_system_config": detection}
         cluster = Cluster(initialize_head=True, head_node_args=head | common)
+        connect(cluster.address)  # to the head, which is there alone: this process ends with the node that it is on
         for _ in range(2):
             cluster.add_node(num_cpus=2, **common)
-        connect(cluster.address)
         yield cluster
         ray.shutdown()
         cluster.shutdown()
