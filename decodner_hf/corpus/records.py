@@ -5,22 +5,9 @@ Knows nothing of files, models or formats.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NotRequired, TypedDict
+from typing import Any
 
-
-class EntityRow(TypedDict):
-    """An entity as the pipeline returns it: label, score from 0 to 1, text, and half-open character offsets."""
-
-    entity_group: str
-    score: float
-    word: str
-    start: int
-    end: int
-    start_word: NotRequired[int]
-    end_word: NotRequired[int]
-    scores: NotRequired[dict[str, float]]
-    truncated_at: NotRequired[int]
-
+from ..core.pipeline_io import EntityRow
 
 Entities = Sequence[EntityRow]
 Pipe = Callable[..., Any]  # a text -> its result; an iterator of texts -> an iterator of results, in order
