@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Literal, TypedDict
 
+from ..core.pipeline_io import EntityRow
 from ..core.words import split_words
-from .records import Entities, EntityRow
+from .records import Entities
 
 
 class DisplacyDocument(TypedDict, total=False):

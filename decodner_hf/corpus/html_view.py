@@ -13,7 +13,8 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from .records import Entities, EntityRow
+from ..core.pipeline_io import EntityRow
+from .records import Entities
 
 STYLE = """
 :root { color-scheme: light; }
