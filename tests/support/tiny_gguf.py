@@ -71,5 +71,6 @@ def _add_tokenizer(writer: gguf.GGUFWriter) -> None:
     writer.add_token_list(tokenizer.convert_ids_to_tokens(range(len(tokenizer))))
     writer.add_token_types([3 if token in tokenizer.all_special_ids else 1 for token in range(len(tokenizer))])
     writer.add_token_merges([" ".join(pair) for pair in model["merges"]])
+    writer.add_bos_token_id(tokenizer.eos_token_id)  # transformers 5.17 reads no file without it
     writer.add_eos_token_id(tokenizer.eos_token_id)
     writer.add_pad_token_id(tokenizer.pad_token_id)
