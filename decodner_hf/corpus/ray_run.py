@@ -44,7 +44,6 @@ from .tally import WARNINGS_SHOWN
 
 ROUNDS_WITHOUT_PARTS = 3  # after which workers are lost for a reason that does not pass
 TASK_CPUS = 0.1  # of tasks that read and write
-CHUNKS_PER_ACTOR = 2  # at a time: the one that it annotates, and the next
 ACTORS_PER_TASK = 4  # for so many actors one more task reads, and one more writes
 ONE_BY_ONE: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
 
@@ -85,7 +84,7 @@ def run_on_ray(
         RuntimeError: workers that are lost again and again.
     """
     folder = _output_folder(job).resolve()
-    total = job.check_beginning()
+    job.check_beginning()
     ray = connect(address)
     folder.mkdir(parents=True, exist_ok=True)
     with locked(job.side_file("lock"), folder):
@@ -107,7 +106,7 @@ def run_on_ray(
             if journal.header() is None:
                 return read_report(job.side_file("report.json"))
         rounds = _Rounds(ray, _for_all_machines(job, run), folder, load, device, place, run["model"], size)
-        parts = rounds.complete(progress or Progress(), total)
+        parts = rounds.complete(progress or Progress())
         _unify(ray, job, parts)
         report = report_on(parts)
         for skipped in report.skipped[:WARNINGS_SHOWN]:
@@ -136,8 +135,8 @@ class _Rounds:
         self.ray, self.job, self.folder, self.load, self.device = ray, job, folder, load, device
         self.place, self.model, self.size = place, model, size
 
-    def complete(self, progress: Progress, total: int | None) -> list[WrittenPart]:
-        """Returns all parts, in order; `total` is the number of documents, if that is known.
+    def complete(self, progress: Progress) -> list[WrittenPart]:
+        """Returns all parts, in order.
 
         Raises:
             RuntimeError: round after round without a part.
@@ -147,7 +146,7 @@ class _Rounds:
         shards = shards_of(self.job)
         parts = list(find_parts(self.folder))
         without = 0
-        with progress.over(total, sum(part.report.documents for part in parts), Meter(), None):
+        with progress.over(None, sum(part.report.documents for part in parts), Meter(), None):
             while left := missing(shards, parts):
                 before = len(parts)
                 self._round([(shard, left[shard.number]) for shard in shards if shard.number in left], progress)
@@ -175,8 +174,8 @@ class _Rounds:
                 .map_batches(
                     Annotator,
                     fn_constructor_args=(self.load, now.device, self.model),
-                    compute=data.ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=CHUNKS_PER_ACTOR),
-                    **_without_retries(self.ray),
+                    compute=data.ActorPoolStrategy(size=actors),
+                    **_without_restarts(self.ray),
                     **now.resources,
                     **ONE_BY_ONE,
                 )
@@ -187,14 +186,13 @@ class _Rounds:
                     progress.advance()
 
 
-def _without_retries(ray: Any) -> dict[str, int]:
-    """Returns Ray Data's arguments for actors: a lost one starts again where there is room; its chunks are left.
+def _without_restarts(ray: Any) -> dict[str, int]:
+    """Returns Ray Data's arguments for actors: a restarted one keeps its task even where no machine has room for it.
 
-    Else a chunk would wait for an actor that no machine has room for, or end one actor after the other. From 2.64 on
-    Ray Data takes no such arguments, and does that.
+    From 2.64 on Ray Data takes no such arguments: then the tasks of a lost worker wait for its machine to come back.
     """
     major, minor = (int(number) for number in ray.__version__.split(".")[:2])
-    return {"max_restarts": -1, "max_task_retries": 0} if (major, minor) < (2, 64) else {}
+    return {"max_restarts": 0} if (major, minor) < (2, 64) else {}
 
 
 @contextmanager

@@ -215,17 +215,6 @@ def test_a_refused_document_or_model_is_the_error_of_the_run(cluster, tmp_path):
     assert [item["document"] for item in report.skipped] == ["in.txt, line 26"]
 
 
-def test_a_document_that_ends_every_worker_ends_the_run_and_finished_parts_stay(cluster, tmp_path, monkeypatch):  # noqa: ARG001
-    monkeypatch.setattr("decodner_hf.corpus.ray_run.ROUNDS_WITHOUT_PARTS", 1)
-    source, folder = tmp_path / "in.txt", tmp_path / "out"
-    source.write_text("\n".join([*TEXTS[:15], "KILL", *TEXTS[16:30]]))
-    with pytest.raises(RuntimeError, match=r"lost its workers 1 times.*--resume"):
-        run(plan(source, folder))
-    kept = rows_in(folder)
-    assert kept[:10] == expected(TEXTS[:10])
-    assert kept[10:] in ([], expected(TEXTS[20:30]))  # the last part may be lost with the worker each time
-
-
 def test_a_process_without_the_token_is_told_so_and_one_with_it_gets_the_results(cluster, home, tmp_path):
     source, folder = tmp_path / "in.txt", tmp_path / "out"
     source.write_text("Steve Jobs founded Apple.\n" * 3)
