@@ -15,6 +15,7 @@ from accelerate import init_empty_weights, load_checkpoint_and_dispatch
 from architectures import spans_of, tiny_config, tiny_model
 from hidden_packages import hide_packages
 from peft import LoraConfig, PeftModel, get_peft_model
+from row_dataset import Rows
 from tiny_pipelines import LABELS, TEXT, tiny_pipeline
 from transformers import AutoModelForTokenClassification, Trainer, TrainingArguments, pipeline
 from transformers.trainer_pt_utils import LabelSmoother
@@ -327,17 +328,6 @@ def test_a_saved_folder_imports_the_package_where_it_is_installed(folder, tmp_pa
 
 
 # ---------------------------------------------------------------- a plain Trainer
-
-
-class Rows(torch.utils.data.Dataset):
-    def __init__(self, rows):
-        self.rows = rows
-
-    def __len__(self):
-        return len(self.rows)
-
-    def __getitem__(self, index):
-        return self.rows[index]
 
 
 def plain_trainer(model, rows, tmp_path, **settings):

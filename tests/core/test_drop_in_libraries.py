@@ -9,6 +9,7 @@ from accelerate import cpu_offload, disk_offload, dispatch_model
 from accelerate.hooks import remove_hook_from_submodules
 from architectures import spans_of, tiny_config, tiny_model
 from peft import LoraConfig, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, get_peft_model
+from row_dataset import Rows
 from tiny_pipelines import LABELS, TEXT, alike, tiny_pipeline
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments, pipeline
 from transformers.trainer_pt_utils import LabelSmoother
@@ -159,17 +160,6 @@ def test_a_dataset_is_annotated_by_several_processes():
 
 
 # ---------------------------------------------------------------- a plain Trainer
-
-
-class Rows(torch.utils.data.Dataset):
-    def __init__(self, rows):
-        self.rows = rows
-
-    def __len__(self):
-        return len(self.rows)
-
-    def __getitem__(self, index):
-        return self.rows[index]
 
 
 def smoothing_trainer(row, tmp_path):
